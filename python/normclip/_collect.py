@@ -1,0 +1,104 @@
+"""What the user passes → a :class:`~normclip._core.TensorList`, and numbers → what the user gets back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from normclip._core import TensorList
+
+if TYPE_CHECKING:
+    import torch
+
+
+class SupportsDLPack(Protocol):
+    """An array or tensor that shares its memory by the DLPack protocol."""
+
+    def __dlpack__(self, *, stream: Any = None) -> Any: ...
+
+    def __dlpack_device__(self) -> tuple[Any, int]: ...
+
+
+Tensors: TypeAlias = "SupportsDLPack | Iterable[SupportsDLPack]"
+Parameters: TypeAlias = "torch.Tensor | Iterable[torch.Tensor]"
+
+
+def collect(tensors: Tensors, *, writable: bool) -> TensorList:
+    """The memory of one tensor or of each in an iterable."""
+    return TensorList(_listed("tensors", tensors, alone=hasattr(tensors, "__dlpack__")), writable=writable)
+
+
+def collect_grads(parameters: Parameters, *, writable: bool) -> TensorList:
+    """The memory of the gradients of one parameter or of each in an iterable that has one."""
+    return TensorList.grads(_listed("parameters", parameters, alone=hasattr(parameters, "grad")), writable=writable)
+
+
+def _listed(name: str, given: Any, *, alone: bool) -> list[Any]:
+    if alone:
+        return [given]
+    if isinstance(given, list):
+        return given
+    if not isinstance(given, Iterable):
+        raise TypeError(f"{name} is a {type(given).__name__}: pass a tensor or an iterable of tensors, such as model.parameters()")
+    return list(given)
+
+
+def check_order(name: str, value: float) -> float:
+    """The order of a norm as a float.
+
+    Raises:
+        ValueError: It is NaN.
+    """
+    value = float(value)
+    if math.isnan(value):
+        raise ValueError(f"{name} is NaN: pass a number, inf or -inf")
+    return value
+
+
+def check_limit(name: str, value: float) -> float:
+    """An upper limit as a float.
+
+    Raises:
+        ValueError: It is negative or NaN.
+    """
+    value = float(value)
+    if not value >= 0.0:
+        raise ValueError(f"{name} is {value}: pass a number that is not negative, or inf for no limit")
+    return value
+
+
+def as_tensor(norm: float, tensors: TensorList) -> torch.Tensor:
+    """A norm as torch returns it: on the CPU, without dimensions, float64 if any of the tensors is, else float32."""
+    import torch
+
+    return torch.tensor(norm, dtype=torch.float64 if tensors.is_double else torch.float32, device="cpu")
+
+
+def as_given(norm: float, tensors: TensorList) -> torch.Tensor | float:
+    """A norm in the terms of its tensors: a torch tensor for theirs, a float for others."""
+    return as_tensor(norm, tensors) if tensors.is_torch else norm
+
+
+def mark_written(tensors: list[Any]) -> None:
+    """Let torch's autograd know that these tensors have changed."""
+    if tensors:
+        import torch
+
+        torch.autograd.graph.increment_version(tensors)
+
+
+def check_finite(norm: float, norm_type: float, tensors: TensorList, *, source: str) -> None:
+    """Refuse a norm that is not finite, as torch does.
+
+    Raises:
+        RuntimeError: It is NaN or infinite; the message names the first tensors with such elements.
+    """
+    if math.isfinite(norm):
+        return
+    found = [f"{name} ({nans} NaN, {infs} inf)" for name, nans, infs in tensors.nonfinite()]
+    shown = ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
+    raise RuntimeError(
+        f"The total norm of order {norm_type} for {source} is non-finite, so it cannot be clipped. To disable this error and scale "
+        f"the gradients by the non-finite norm anyway, set `error_if_nonfinite=False`. Non-finite: {shown or 'the norm itself'}"
+    )

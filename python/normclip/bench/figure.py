@@ -1,0 +1,121 @@
+"""A run as one figure: how much faster, and beside it how much more exact."""
+
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from normclip.bench.measure import Row
+from normclip.bench.report import Report, duration, ratio_text, short_dtype
+
+_MOST_ROWS = 14
+_PAD = 6.0  # points between the axis and its labels
+_INK, _MUTED, _FAINT = "#1f2328", "#6e7781", "#d8dee4"
+_TORCH, _NORMCLIP = "#f0883e", "#0969da"
+_EXACT = 1e-10  # an error of zero has no place on a log axis: anything smaller is drawn here
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text: sharp, searchable, small
+    "svg.hashsalt": "normclip",  # the same report gives the same file
+    "figure.constrained_layout.h_pad": 0.1,
+    "figure.constrained_layout.w_pad": 0.1,
+    "font.sans-serif": ["Helvetica", "Arial", "DejaVu Sans"],
+    "font.size": 9.5,
+    "text.color": _INK,
+    "axes.edgecolor": _FAINT,
+    "xtick.color": _MUTED,
+    "ytick.color": _INK,
+}
+
+
+def draw(report: Report, path: Path) -> None:
+    """Draw the first rows of the report into `path`, an SVG or PNG by its suffix."""
+    rows = report.rows[:_MOST_ROWS]
+    places, headings = _layout(rows)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(9.6, 1.3 + 0.25 * (max(places) + 1)), facecolor="white", layout="constrained")
+        speed, error = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+        _draw_speed(speed, rows, places)
+        _draw_error(error, rows, places)
+        speed.set_yticks(places, [row.operation for row in rows])
+        speed.set_ylim(max(places) + 0.7, min(headings) - 0.6)
+        for place, heading in headings.items():
+            axis = speed.get_yaxis_transform()
+            speed.annotate(
+                heading,
+                (0, place),
+                (-_PAD, 0),
+                xycoords=axis,
+                textcoords="offset points",
+                ha="right",
+                va="center_baseline",
+                weight="bold",
+            )
+        figure.supxlabel(_caption(report), x=0.995, ha="right", size=8, color=_MUTED)
+        figure.savefig(path, dpi=200, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
+
+
+def _caption(report: Report) -> str:
+    return (
+        f"{report.cpu}, {report.threads} threads · torch {report.torch} · normclip {report.normclip}"
+        f" ({report.isa}) · Python {report.python}"
+    )
+
+
+def _layout(rows: tuple[Row, ...]) -> tuple[list[float], dict[float, str]]:
+    """Where each row lies, from the top, and the heading of each group of rows by its place."""
+    places: list[float] = []
+    headings: dict[float, str] = {}
+    place = 0.0
+    for (workload, dtype), group in groupby(rows, key=lambda row: (row.workload, row.dtype)):
+        headings[place] = f"{workload} {short_dtype(dtype)}"
+        for _ in group:
+            place += 1.0
+            places.append(place)
+        place += 1.25
+    return places, headings
+
+
+def _draw_speed(axes: Axes, rows: tuple[Row, ...], places: list[float]) -> None:
+    ratios = [row.ratio for row in rows]
+    colors = [_NORMCLIP if ratio >= 1.0 else _TORCH for ratio in ratios]
+    # On a log axis a bar starts at 1×, where both are equally fast: to the right normclip is faster.
+    axes.barh(places, [ratio - 1.0 for ratio in ratios], left=1.0, height=0.68, color=colors)
+    axes.axvline(1.0, color=_INK, linewidth=1.0)
+    for row, place in zip(rows, places, strict=True):
+        end = (max(row.ratio, 1.0), place)
+        times = f"{duration(row.torch_ms)} → {duration(row.normclip_ms)}"
+        axes.annotate(ratio_text(row.ratio), end, (5, 0), textcoords="offset points", va="center_baseline", weight="bold")
+        axes.annotate(times, end, (40, 0), textcoords="offset points", va="center_baseline", color=_MUTED, size=8)
+    axes.set_xscale("log")
+    axes.set_xlim(min(0.95, *ratios), max(*ratios, 2.0) ** 1.5)  # a third of the width for the text behind a bar
+    ticks = [tick for tick in (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500) if tick <= max(*ratios, 2.0)]
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}×"))
+    _clean(axes, "Speedup over torch")
+
+
+def _draw_error(axes: Axes, rows: tuple[Row, ...], places: list[float]) -> None:
+    torch_errors = [max(row.torch_error, _EXACT) for row in rows]
+    normclip_errors = [max(row.normclip_error, _EXACT) for row in rows]
+    axes.hlines(places, torch_errors, normclip_errors, color=_FAINT, linewidth=1.5, zorder=1)
+    axes.scatter(torch_errors, places, s=44, color=_TORCH, label="torch", zorder=2)
+    axes.scatter(normclip_errors, places, s=22, color=_NORMCLIP, label="normclip", zorder=2)  # inside torch's if equal
+    axes.set_xscale("log")
+    axes.set_xlim(_EXACT / 3, max(1e-1, *torch_errors) * 3)
+    axes.xaxis.set_major_locator(FixedLocator([_EXACT, 1e-8, 1e-6, 1e-4, 1e-2]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:.0e}" if tick > _EXACT else f"≤{_EXACT:.0e}"))
+    axes.legend(loc="lower right", bbox_to_anchor=(1.02, 0.998), ncols=2, frameon=False, handletextpad=0.0, columnspacing=0.6)
+    _clean(axes, "Relative error")
+
+
+def _clean(axes: Axes, title: str) -> None:
+    axes.set_title(title, loc="left", size=11, weight="bold", pad=10)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.grid(axis="x", color=_FAINT, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0, pad=_PAD)

@@ -1,0 +1,152 @@
+"""What one row of the report holds and how it comes about: answers are compared first, and only then timed."""
+
+import dataclasses
+import statistics
+import time
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+import normclip
+from normclip import _core
+from normclip.bench.exact import relative_error
+from normclip.bench.gradients import Gradients
+from normclip.bench.timing import Budget, Call, alternate, median_ratio
+from normclip.bench.workloads import Operation
+
+_PAUSE_S = 0.02  # torch's workers spin for about 10 ms after each call; whoever comes next must not wait for them
+_TOLERANCE = 1e-6  # rounding to float32 alone costs up to 6e-8
+
+
+class WrongAnswerError(RuntimeError):
+    """normclip returned a wrong norm or wrote wrong gradients: there is nothing worth timing."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One operation on one workload, as both contenders did it."""
+
+    workload: str
+    tensors: int
+    elements: int
+    dtype: str
+    operation: str
+    torch_ms: float
+    normclip_ms: float
+    ratio: float
+    """torch's time over normclip's: the median over rounds of the ratio within a round."""
+    torch_error: float
+    """Relative error of the norm that torch returned."""
+    normclip_error: float
+    """Relative error of the norm that normclip returned, as a 0-dim tensor of float32 or float64."""
+    float64_error: float | None
+    """Relative error of normclip's norm before rounding to that tensor; None for dtypes that NumPy lacks."""
+    bytes: int
+    """What a call has to move: one read, or two reads and a write where it scales."""
+    gb_per_s: float
+    """`bytes` over normclip's median time."""
+    read_gb_per_s: float | None
+    """What a plain read of the same tensors reached in the same rounds; None where the call scales."""
+    read_share: float | None
+    """Which share of that plain read's speed normclip reached."""
+    rounds: int
+
+
+def measure(workload: str, gradients: Gradients, operation: Operation, budget: Budget) -> Row:
+    """Check the answers of both contenders, then time them.
+
+    Raises:
+        WrongAnswerError: if normclip's answer is wrong. What torch gets wrong is a result, and reported.
+    """
+    contenders = _contenders(gradients, operation)
+    torch_error = _norm_error(contenders["torch"], gradients, operation)
+    normclip_error = _norm_error(contenders["normclip"], gradients, operation)
+    if not normclip_error <= _TOLERANCE:
+        raise WrongAnswerError(f"{workload}, {operation.label}: normclip's norm is off by {normclip_error:.1e}")
+    if not gradients.are_pristine_times(_coefficient(gradients, operation)):
+        raise WrongAnswerError(f"{workload}, {operation.label}: normclip left wrong values in the gradients")
+    gradients.restore()
+    float64_error = _float64_error(gradients, operation.order)
+
+    max_calls = budget.max_calls
+    if operation.after_matmul:
+        max_calls = 1  # only the first call meets spinning workers
+    if operation.scales:
+        max_calls = min(max_calls, max(1, gradients.halvings // len(contenders)))
+    else:
+        yardstick = _core.TensorList(gradients.tensors)
+        contenders["read"] = lambda _: yardstick.read()
+    matrix = torch.ones(512, 512)
+    times = alternate(
+        contenders,
+        partial(_arguments, gradients, operation),
+        settle=partial(torch.mm, matrix, matrix) if operation.after_matmul else partial(time.sleep, _PAUSE_S),
+        budget=dataclasses.replace(budget, max_calls=max_calls),
+    )
+    gradients.restore()
+
+    medians = {name: statistics.median(samples) for name, samples in times.items()}
+    moved = gradients.nbytes * (3 if operation.scales else 1)
+    return Row(
+        workload=workload,
+        tensors=len(gradients.tensors),
+        elements=gradients.elements,
+        dtype=str(gradients.tensors[0].dtype).removeprefix("torch."),
+        operation=operation.label,
+        torch_ms=medians["torch"] / 1e6,
+        normclip_ms=medians["normclip"] / 1e6,
+        ratio=median_ratio(times["torch"], times["normclip"]),
+        torch_error=torch_error,
+        normclip_error=normclip_error,
+        float64_error=float64_error,
+        bytes=moved,
+        gb_per_s=moved / medians["normclip"],
+        read_gb_per_s=gradients.nbytes / medians["read"] if "read" in times else None,
+        read_share=median_ratio(times["read"], times["normclip"]) if "read" in times else None,
+        rounds=len(times["normclip"]),
+    )
+
+
+def _contenders(gradients: Gradients, operation: Operation) -> dict[str, Call]:
+    if operation.limit is None:
+        return {
+            "torch": partial(torch.nn.utils.get_total_norm, gradients.tensors),
+            "normclip": partial(normclip.get_total_norm, gradients.tensors),
+        }
+    return {
+        "torch": partial(torch.nn.utils.clip_grad_norm_, gradients.parameters),
+        "normclip": partial(normclip.clip_grad_norm_, gradients.parameters),
+    }
+
+
+def _arguments(gradients: Gradients, operation: Operation, count: int) -> list[float]:
+    if operation.limit is None:
+        return [operation.order] * count
+    if operation.scales:
+        return gradients.halving_limits(count)
+    return [operation.limit * gradients.exact_norm(operation.order)] * count
+
+
+def _norm_error(call: Call, gradients: Gradients, operation: Operation) -> float:
+    """The error of the norm that one call on pristine gradients returns."""
+    gradients.restore()
+    norm = call(_arguments(gradients, operation, 1)[0])
+    assert isinstance(norm, Tensor)
+    return relative_error(norm.item(), gradients.exact_norm(operation.order))
+
+
+def _coefficient(gradients: Gradients, operation: Operation) -> float:
+    """What a first call on pristine gradients has to multiply them by."""
+    if operation.limit is None or not operation.scales:
+        return 1.0
+    norm = gradients.exact_norm(operation.order)
+    return operation.limit * norm / (norm + 1e-6)
+
+
+def _float64_error(gradients: Gradients, order: float) -> float | None:
+    if gradients.tensors[0].dtype == torch.bfloat16:
+        return None
+    norm = normclip.total_norm([tensor.numpy() for tensor in gradients.tensors], order)
+    return relative_error(float(norm), gradients.exact_norm(order))

@@ -1,0 +1,145 @@
+"""What a run found, as a value, as JSON and as a table on the terminal."""
+
+import dataclasses
+import json
+import os
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+import normclip
+from normclip import _core
+from normclip.bench.measure import Row
+
+
+@dataclass(frozen=True)
+class Report:
+    """The rows of one run, with all one needs to know to compare them with another's."""
+
+    normclip: str
+    torch: str
+    numpy: str
+    python: str
+    cpu: str
+    cores: int
+    threads: int
+    isa: str
+    date: str
+    command: str
+    read_gb_per_s: float | None
+    """This machine's read bandwidth: a plain read of the largest workload."""
+    rows: tuple[Row, ...]
+
+    def to_json(self) -> str:
+        """The report as one JSON object."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+
+def make_report(rows: Sequence[Row], command: str) -> Report:
+    """Put the rows beside what is known of this machine and of the versions in use."""
+    reads = [(row.bytes, row.read_gb_per_s) for row in rows if row.read_gb_per_s is not None]
+    return Report(
+        normclip=normclip.__version__,
+        torch=torch.__version__,
+        numpy=np.__version__,
+        python=platform.python_version(),
+        cpu=_cpu_model(),
+        cores=os.cpu_count() or 1,
+        threads=normclip.get_num_threads(),
+        isa=_core.isa(),
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        command=command,
+        read_gb_per_s=max(reads)[1] if reads else None,
+        rows=tuple(rows),
+    )
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[int, int, str], None]]:
+    """A progress bar on stderr, as a function for `run` to call."""
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("")
+        yield lambda done, total, label: bar.update(task, completed=done, total=total, description=label)
+
+
+def print_report(report: Report, console: Console) -> None:
+    """Print what was measured on what, then one line a row."""
+    bandwidth = "" if report.read_gb_per_s is None else f" · reads {report.read_gb_per_s:.1f} GB/s"
+    console.print(f"[bold]{report.cpu}[/] · {report.cores} cores · {report.threads} threads{bandwidth}")
+    console.print(
+        f"normclip {report.normclip} ({report.isa}) · torch {report.torch} · NumPy {report.numpy} · Python {report.python}",
+        highlight=False,
+    )
+    console.print(_table(report.rows))
+    console.print("Errors are relative to an exact reference; “float64” is normclip's norm before rounding to float32.")
+    console.print("GB/s is what normclip moves, share how near that comes to a plain read of the same tensors.")
+
+
+def _table(rows: Sequence[Row]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    table.add_column("gradients")
+    table.add_column("call")
+    errors = ("torch\nerror", "normclip\nerror", "float64\nerror")
+    for heading in ("torch", "normclip", "faster", *errors, "GB/s", "share"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for (workload, dtype), group in groupby(rows, key=lambda row: (row.workload, row.dtype)):
+        heading = f"{workload} {short_dtype(dtype)}"
+        for row in group:
+            table.add_row(
+                heading,
+                row.operation,
+                duration(row.torch_ms),
+                duration(row.normclip_ms),
+                f"[{'green' if row.ratio >= 1.0 else 'red'}]{ratio_text(row.ratio)}[/]",
+                _error(row.torch_error),
+                _error(row.normclip_error),
+                _error(row.float64_error),
+                f"{row.gb_per_s:.1f}",
+                "" if row.read_share is None else f"{row.read_share:.0%}",
+            )
+            heading = ""  # named once a group
+        table.add_section()
+    return table
+
+
+def short_dtype(name: str) -> str:
+    """`float32` as f32, `bfloat16` as bf16."""
+    return name.replace("float", "f")
+
+
+def duration(milliseconds: float) -> str:
+    """Three digits or so, in milliseconds or microseconds."""
+    if milliseconds >= 1.0:
+        return f"{milliseconds:.{0 if milliseconds >= 100 else 1}f} ms"
+    return f"{milliseconds * 1e3:.{0 if milliseconds >= 0.1 else 1}f} µs"
+
+
+def ratio_text(ratio: float) -> str:
+    """`2.71×`, `12.4×`."""
+    return f"{ratio:.{1 if ratio >= 10 else 2}f}×"
+
+
+def _error(error: float | None) -> str:
+    return "" if error is None else "0" if error == 0 else f"{error:.0e}"
+
+
+def _cpu_model() -> str:
+    """The CPU's own name for itself where the system tells, else its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())

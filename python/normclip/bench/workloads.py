@@ -1,0 +1,135 @@
+"""What is measured: which gradients, and what is done to them.
+
+Two kinds of gradients. The transformer's are real: one backward pass over text from the standard library. The others
+take the parameter shapes of known models and fill them with Gaussian values, for speed depends on shapes and not on
+values, and a norm over Gaussian values shows rounding errors as plainly as any.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from normclip.bench.gradients import Gradients
+from normclip.bench.transformer import transformer_gradients
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One call that both contenders make: measure a norm, or clip to a limit."""
+
+    label: str
+    order: float = 2.0
+    limit: float | None = None
+    """`max_norm` as a multiple of the norm; None measures and does not clip."""
+    after_matmul: bool = False
+    """Whether each call follows a matrix product at once, while torch's worker threads still spin."""
+
+    @property
+    def scales(self) -> bool:
+        """Whether the call has to write: the limit lies below the norm."""
+        return self.limit is not None and self.limit < 1.0
+
+
+BELOW = Operation("clip, below the limit", limit=10.0)
+SCALING = Operation("clip, scaling", limit=0.5)
+BELOW_AFTER_MATMUL = Operation("clip, below, after matmul", limit=10.0, after_matmul=True)
+L1 = Operation("L1 norm", order=1.0)
+L2 = Operation("L2 norm", order=2.0)
+L3 = Operation("L3 norm", order=3.0)
+LINF = Operation("Linf norm", order=math.inf)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Gradients by name, how to make them, and what to do to them."""
+
+    name: str
+    make: Callable[[], Gradients]
+    operations: tuple[Operation, ...]
+
+
+def gpt2_shapes() -> list[Shape]:
+    """GPT-2 124M: 148 tensors, 124,439,808 elements."""
+    width = 768
+    block: list[Shape] = [
+        *[(width,), (width,)],
+        *[(width, 3 * width), (3 * width,), (width, width), (width,)],
+        *[(width,), (width,)],
+        *[(width, 4 * width), (4 * width,), (4 * width, width), (width,)],
+    ]
+    return [(50257, width), (1024, width), *(block * 12), (width,), (width,)]
+
+
+def resnet50_shapes() -> list[Shape]:
+    """ResNet-50: 161 tensors, 25,557,032 elements."""
+
+    def convolution(outputs: int, inputs: int, kernel: int) -> list[Shape]:
+        return [(outputs, inputs, kernel, kernel), (outputs,), (outputs,)]  # with its batch norm
+
+    shapes = convolution(64, 3, 7)
+    inputs = 64
+    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
+        outputs = 4 * width
+        for block in range(blocks):
+            shapes += convolution(width, inputs, 1) + convolution(width, width, 3) + convolution(outputs, width, 1)
+            if block == 0:
+                shapes += convolution(outputs, inputs, 1)  # the shortcut changes width once a stage
+            inputs = outputs
+    return [*shapes, (1000, 2048), (1000,)]
+
+
+def llama_layer_shapes() -> list[Shape]:
+    """One layer of Llama-7B: attention, feed-forward and two norms, 202,383,360 elements."""
+    return [(4096, 4096)] * 4 + [(4096, 11008)] * 3 + [(4096,)] * 2
+
+
+def gaussian(shapes: Iterable[Shape], dtype: torch.dtype) -> Gradients:
+    """Standard normal values in the given shapes, the same ones every time."""
+    generator = torch.Generator().manual_seed(0)
+    return Gradients(torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
+
+
+def real(dtype: torch.dtype, *, width: int = 256, layers: int = 4) -> Gradients:
+    """The gradients of a small transformer language model as float32 training computes them, rounded to `dtype`."""
+    return Gradients(gradient.to(dtype) for gradient in transformer_gradients(width, layers))
+
+
+_F32, _BF16, _F16 = torch.float32, torch.bfloat16, torch.float16
+_MANY_SMALL: list[Shape] = [(64,)] * 1000
+_ONE_LARGE: list[Shape] = [(100_000_000,)]
+_ONE_ELEMENT: list[Shape] = [(1,)]
+_CLIP = (BELOW, SCALING)
+_EVERYTHING = (*_CLIP, BELOW_AFTER_MATMUL, L2, L1, LINF, L3)
+_TINY = partial(real, width=64, layers=2)
+
+FULL: tuple[Workload, ...] = (
+    Workload("GPT-2 124M", partial(gaussian, gpt2_shapes(), _F32), _EVERYTHING),
+    Workload("GPT-2 124M", partial(gaussian, gpt2_shapes(), _BF16), _CLIP),
+    Workload("GPT-2 124M", partial(gaussian, gpt2_shapes(), _F16), (L2,)),
+    Workload("1000 of 64", partial(gaussian, _MANY_SMALL, _F32), _CLIP),
+    Workload("one of 100M", partial(gaussian, _ONE_LARGE, _F32), _CLIP),
+    Workload("transformer 3M", partial(real, _F32), (*_CLIP, BELOW_AFTER_MATMUL)),
+    Workload("transformer 3M", partial(real, _BF16), _CLIP),
+    Workload("ResNet-50", partial(gaussian, resnet50_shapes(), _F32), _CLIP),
+    Workload("ResNet-50", partial(gaussian, resnet50_shapes(), _BF16), _CLIP),
+    Workload("Llama-7B layer", partial(gaussian, llama_layer_shapes(), _F32), _CLIP),
+    Workload("Llama-7B layer", partial(gaussian, llama_layer_shapes(), _BF16), _CLIP),
+    Workload("one of 100M", partial(gaussian, _ONE_LARGE, _BF16), _CLIP),
+    Workload("1000 of 64", partial(gaussian, _MANY_SMALL, _BF16), _CLIP),
+    Workload("one element", partial(gaussian, _ONE_ELEMENT, _F32), _CLIP),
+)
+"""Everything a claim rests on, the most telling first: a figure that has no room for all shows the beginning."""
+
+QUICK: tuple[Workload, ...] = (
+    Workload("transformer 0.1M", partial(_TINY, _F32), _EVERYTHING),
+    Workload("transformer 0.1M", partial(_TINY, _BF16), _CLIP),
+    Workload("transformer 0.1M", partial(_TINY, _F16), (L2,)),
+    Workload("1000 of 64", partial(gaussian, _MANY_SMALL, _F32), _CLIP),
+    Workload("one element", partial(gaussian, _ONE_ELEMENT, _F32), _CLIP),
+)
+"""Every operation once, on gradients small enough for a smoke run."""

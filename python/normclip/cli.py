@@ -1,0 +1,82 @@
+"""The `normclip` command: `normclip bench` measures speed and error on this machine."""
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _parser()
+    options = parser.parse_args(argv)
+    needed = ("torch", "rich", "matplotlib") if options.plot else ("torch", "rich")
+    missing = [name for name in needed if find_spec(name) is None]
+    if missing:
+        parser.error(f"{', '.join(missing)} not installed; run: pip install 'normclip[cli]'")
+    return _bench(options, command=shlex.join(["normclip", *argv]))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="normclip", description="Exact, fast gradient norms and clipping.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    bench = commands.add_parser(
+        "bench",
+        help="measure speed and error beside torch on this machine",
+        description="Measure normclip beside torch: time, error against an exact reference, share of read bandwidth.",
+    )
+    bench.add_argument("--quick", action="store_true", help="small gradients, a few seconds: a smoke run")
+    bench.add_argument("--json", type=_output_file(".json"), metavar="FILE", help="write all figures to FILE")
+    bench.add_argument("--plot", type=_output_file(".svg", ".png"), metavar="FILE", help="draw FILE (.svg or .png)")
+    bench.add_argument("--threads", type=_positive, metavar="N", help="threads for torch and normclip")
+    return parser
+
+
+def _output_file(*suffixes: str) -> Callable[[str], Path]:
+    """An argument type that refuses, before anything runs, a file that could not be written after it."""
+
+    def output_file(text: str) -> Path:
+        path = Path(text)
+        if path.suffix.lower() not in suffixes:
+            raise argparse.ArgumentTypeError(f"{text!r} does not end in {' or '.join(suffixes)}")
+        if not path.parent.is_dir():
+            raise argparse.ArgumentTypeError(f"there is no folder {str(path.parent)!r}; create it first")
+        if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise argparse.ArgumentTypeError(f"{text!r} cannot be written")
+        return path
+
+    return output_file
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def _bench(options: argparse.Namespace, command: str) -> int:
+    # Imported late: torch, rich and matplotlib are extras, looked for above.
+    from rich.console import Console
+
+    from normclip import bench
+    from normclip.bench.report import print_report, progress_bar
+
+    try:
+        with progress_bar() as progress:
+            report = bench.run(quick=options.quick, threads=options.threads, command=command, progress=progress)
+    except bench.WrongAnswerError as error:
+        sys.stderr.write(f"normclip bench: {error}\n")
+        return 1
+    if options.json:
+        options.json.write_text(report.to_json(), encoding="utf-8")
+    if options.plot:
+        from normclip.bench.figure import draw
+
+        draw(report, options.plot)
+    console = Console()
+    print_report(report, console if console.is_terminal else Console(width=140))  # a pipe has no width to keep to
+    return 0

@@ -1,0 +1,244 @@
+"""Clipping, scaling and clamping in place. All or nothing: every argument is checked before the first byte is written."""
+
+from __future__ import annotations
+
+import math
+import types
+import warnings
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, overload
+
+from normclip._collect import (
+    Parameters,
+    SupportsDLPack,
+    Tensors,
+    as_given,
+    as_tensor,
+    check_finite,
+    check_limit,
+    check_order,
+    collect,
+    collect_grads,
+    mark_written,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from normclip._core import TensorList
+
+# torch divides by the norm plus this, so that a norm of 0 does no harm.
+_TORCH_EPSILON = 1e-6
+
+
+@overload
+def clip_(tensors: torch.Tensor | Iterable[torch.Tensor], max_norm: float, ord: float = 2.0) -> torch.Tensor: ...
+@overload
+def clip_(tensors: SupportsDLPack | Iterable[SupportsDLPack], max_norm: float, ord: float = 2.0) -> torch.Tensor | float: ...
+def clip_(tensors: Tensors, max_norm: float, ord: float = 2.0) -> torch.Tensor | float:
+    r"""Scale tensors in place so that their norm is at most ``max_norm``, exactly.
+
+    .. math:: x \leftarrow x \cdot \min\Big(1, \frac{\gamma}{\|x\|_p}\Big)
+
+    Unlike torch's clipping there is no epsilon: a norm above the limit γ becomes γ within rounding. Where nothing needs clipping nothing is
+    written. A norm of NaN makes all elements NaN, an infinite one makes finite elements 0, as in torch.
+
+    Args:
+        tensors: As for :func:`normclip.total_norm`, writable and without overlap. The same memory listed twice is scaled once.
+        max_norm: The limit γ ≥ 0, in the unit of the elements; ``inf`` measures only.
+        ord: The order p of the norm, as for :func:`normclip.total_norm`.
+
+    Returns:
+        The norm before clipping, as :func:`normclip.total_norm` returns it.
+
+    Raises:
+        TypeError: As for :func:`normclip.total_norm`.
+        ValueError: ``max_norm`` is negative or NaN, or a tensor is read-only, expanded or overlaps another. Nothing has changed.
+
+    References:
+        Pascanu, Mikolov, Bengio: On the difficulty of training recurrent neural networks, 2013 (arXiv 1211.5063).
+
+    Example:
+        >>> import numpy as np
+        >>> gradient = np.array([3.0, 4.0], dtype=np.float32)
+        >>> clip_(gradient, max_norm=1.0)
+        5.0
+        >>> gradient
+        array([0.6, 0.8], dtype=float32)
+    """
+    max_norm = check_limit("max_norm", max_norm)
+    ord = check_order("ord", ord)
+    taken = collect(tensors, writable=max_norm < math.inf)
+    norm = taken.norm(ord)
+    _clip(taken, max_norm, norm)
+    return as_given(norm, taken)
+
+
+def scale_(tensors: Tensors, factor: float) -> None:
+    r"""Multiply tensors in place: :math:`x \leftarrow c\,x`.
+
+    float16, bfloat16 and float32 elements are multiplied in float32, float64 ones in float64, and rounded to nearest even.
+
+    Args:
+        tensors: As for :func:`clip_`.
+        factor: The finite factor c. 1 writes nothing.
+
+    Raises:
+        TypeError: As for :func:`normclip.total_norm`.
+        ValueError: ``factor`` is not finite, or a tensor cannot be written, as for :func:`clip_`. Nothing has changed.
+
+    Example:
+        >>> import numpy as np
+        >>> gradient = np.array([1.0, -2.0])
+        >>> scale_(gradient, 0.5)
+        >>> gradient
+        array([ 0.5, -1. ])
+    """
+    factor = float(factor)
+    if not math.isfinite(factor):
+        raise ValueError(f"factor is {factor}: pass a finite number")
+    taken = collect(tensors, writable=True)
+    if factor != 1.0:
+        mark_written(taken.scale_(factor))
+
+
+def clamp_(tensors: Tensors, limit: float) -> None:
+    r"""Clamp each element in place: :math:`x_i \leftarrow \min(\max(x_i, -\lambda), \lambda)`.
+
+    The limit is rounded to the element type. NaN stays NaN. Only memory that holds an element beyond the limit is written.
+
+    Args:
+        tensors: As for :func:`clip_`, of real elements.
+        limit: The limit λ ≥ 0; ``inf`` changes nothing.
+
+    Raises:
+        TypeError: As for :func:`normclip.total_norm`, or a tensor is complex.
+        ValueError: ``limit`` is negative or NaN, or a tensor cannot be written, as for :func:`clip_`. Nothing has changed.
+
+    Example:
+        >>> import numpy as np
+        >>> gradient = np.array([0.25, -2.0])
+        >>> clamp_(gradient, 0.5)
+        >>> gradient
+        array([ 0.25, -0.5 ])
+    """
+    mark_written(collect(tensors, writable=True).clamp_(check_limit("limit", limit)))
+
+
+def clip_grad_norm_(
+    parameters: Parameters,
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> torch.Tensor:
+    r"""Drop-in for :func:`torch.nn.utils.clip_grad_norm_`: clip the norm of all gradients together.
+
+    .. math:: g \leftarrow g \cdot \min\Big(1, \frac{\gamma}{\|g\|_p + 10^{-6}}\Big)
+
+    torch's formula with an exact norm. Gradients are written only where the coefficient is below 1.
+
+    Args:
+        parameters: A parameter or an iterable of parameters; those without a gradient are passed over.
+        max_norm: The limit γ ≥ 0; ``inf`` measures only.
+        norm_type: The order p, a number or ``'inf'``.
+        error_if_nonfinite: Raise if the norm is NaN or infinite, and leave all gradients as they are.
+        foreach: Accepted for torch's sake, without effect.
+
+    Returns:
+        The norm before clipping, a 0-dim tensor on the CPU: float64 if any gradient is of double precision, else float32.
+
+    Raises:
+        RuntimeError: The norm is not finite and ``error_if_nonfinite`` is true.
+        TypeError: A gradient is not in CPU memory, or of an element type that is not supported.
+        ValueError: ``max_norm`` is negative or NaN, or a gradient cannot be written. In all cases nothing has changed.
+
+    References:
+        Pascanu, Mikolov, Bengio: On the difficulty of training recurrent neural networks, 2013 (arXiv 1211.5063).
+
+    Example:
+        >>> import torch
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> weight.grad = torch.tensor([3.0, 4.0])
+        >>> clip_grad_norm_([weight], max_norm=1.0)
+        tensor(5.)
+        >>> weight.grad
+        tensor([0.6000, 0.8000])
+    """
+    max_norm = check_limit("max_norm", max_norm)
+    norm_type = check_order("norm_type", norm_type)
+    if isinstance(parameters, types.GeneratorType):
+        parameters = list(parameters)
+        if not parameters:
+            warnings.warn("`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=2)
+    taken = collect_grads(parameters, writable=max_norm < math.inf)
+    norm = taken.norm(norm_type)
+    if error_if_nonfinite:
+        check_finite(norm, norm_type, taken, source="gradients from `parameters`")
+    _clip(taken, max_norm, norm + _TORCH_EPSILON)
+    return as_tensor(norm, taken)
+
+
+def clip_grads_with_norm_(parameters: Parameters, max_norm: float, total_norm: torch.Tensor | float, foreach: bool | None = None) -> None:
+    r"""Drop-in for :func:`torch.nn.utils.clip_grads_with_norm_`: scale gradients by a norm that is known.
+
+    .. math:: g \leftarrow g \cdot \min\Big(1, \frac{\gamma}{n + 10^{-6}}\Big)
+
+    Args:
+        parameters: As for :func:`clip_grad_norm_`.
+        max_norm: The limit γ ≥ 0; ``inf`` changes nothing.
+        total_norm: The norm n of the gradients, as from :func:`normclip.get_total_norm`. NaN makes the gradients NaN, as in torch.
+        foreach: Accepted for torch's sake, without effect.
+
+    Raises:
+        TypeError: As for :func:`clip_grad_norm_`.
+        ValueError: ``max_norm`` is negative or NaN, ``total_norm`` is negative, or a gradient cannot be written. Nothing has changed.
+
+    Example:
+        >>> import torch
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> weight.grad = torch.tensor([3.0, 4.0])
+        >>> clip_grads_with_norm_([weight], max_norm=1.0, total_norm=torch.tensor(5.0))
+        >>> weight.grad
+        tensor([0.6000, 0.8000])
+    """
+    max_norm = check_limit("max_norm", max_norm)
+    norm = float(total_norm)
+    if norm < 0.0:
+        raise ValueError(f"total_norm is {norm}: a norm is not negative")
+    _clip(collect_grads(parameters, writable=max_norm < math.inf), max_norm, norm + _TORCH_EPSILON)
+
+
+def clip_grad_value_(parameters: Parameters, clip_value: float, foreach: bool | None = None) -> None:
+    r"""Drop-in for :func:`torch.nn.utils.clip_grad_value_`: clamp each element of each gradient.
+
+    .. math:: g_i \leftarrow \min(\max(g_i, -\lambda), \lambda)
+
+    Args:
+        parameters: As for :func:`clip_grad_norm_`.
+        clip_value: The limit λ ≥ 0; ``inf`` changes nothing.
+        foreach: Accepted for torch's sake, without effect.
+
+    Raises:
+        TypeError: As for :func:`clip_grad_norm_`, or a gradient is complex.
+        ValueError: ``clip_value`` is negative or NaN, or a gradient cannot be written. Nothing has changed.
+
+    Example:
+        >>> import torch
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> weight.grad = torch.tensor([0.25, -2.0])
+        >>> clip_grad_value_([weight], 0.5)
+        >>> weight.grad
+        tensor([ 0.2500, -0.5000])
+    """
+    clip_value = check_limit("clip_value", clip_value)
+    mark_written(collect_grads(parameters, writable=True).clamp_(clip_value))
+
+
+def _clip(tensors: TensorList, max_norm: float, norm: float) -> None:
+    if max_norm == math.inf or norm == 0.0:
+        return
+    coefficient = max_norm / norm
+    # Not `coefficient < 1`: NaN has to reach the elements.
+    if not coefficient >= 1.0:
+        mark_written(tensors.scale_(coefficient))

@@ -1,0 +1,83 @@
+"""Norms of many tensors, as if they were one vector."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, overload
+
+from normclip._collect import Parameters, SupportsDLPack, Tensors, as_given, as_tensor, check_finite, check_order, collect
+
+if TYPE_CHECKING:
+    import torch
+
+
+@overload
+def total_norm(tensors: torch.Tensor | Iterable[torch.Tensor], ord: float = 2.0) -> torch.Tensor: ...
+@overload
+def total_norm(tensors: SupportsDLPack | Iterable[SupportsDLPack], ord: float = 2.0) -> torch.Tensor | float: ...
+def total_norm(tensors: Tensors, ord: float = 2.0) -> torch.Tensor | float:
+    r"""Norm of all elements of all tensors, exact at any size.
+
+    .. math:: \|x\|_p = \Big(\sum_i |x_i|^p\Big)^{1/p}
+
+    with :math:`\max_i |x_i|` for ``inf``, :math:`\min_i |x_i|` for ``-inf`` and the number of elements that are not zero for 0.
+    Elements are read once and summed in float64: the result is within 1e-12 of the exact value, does not overflow where the value
+    itself fits, and has the same bits for any number of threads.
+
+    Args:
+        tensors: A tensor or an iterable of tensors, of any shapes: torch CPU tensors, NumPy arrays or other objects with
+            ``__dlpack__``, of float16, bfloat16, float32, float64, complex64 or complex128 elements. The same memory listed
+            twice counts once. A torch sparse COO tensor counts by its coalesced values.
+        ord: The order p, any real number, ``inf`` or ``-inf``.
+
+    Returns:
+        For torch tensors a 0-dim tensor on the CPU: float64 if any tensor is of double precision, else float32. For others a float.
+        0 if there are no elements, NaN if any element is NaN.
+
+    Raises:
+        TypeError: An object is no tensor, not in CPU memory, or of another element type.
+        ValueError: ``ord`` is NaN, or a tensor has no memory (meta and fake tensors).
+
+    Example:
+        >>> import numpy as np
+        >>> total_norm([np.array([3.0]), np.array([[4.0]])])
+        5.0
+        >>> total_norm(np.array([3.0, -4.0]), ord=1)
+        7.0
+    """
+    taken = collect(tensors, writable=False)
+    return as_given(taken.norm(check_order("ord", ord)), taken)
+
+
+def get_total_norm(
+    tensors: Parameters, norm_type: float = 2.0, error_if_nonfinite: bool = False, foreach: bool | None = None
+) -> torch.Tensor:
+    r"""Drop-in for :func:`torch.nn.utils.get_total_norm`: norm of an iterable of tensors as one vector.
+
+    The norm of :func:`total_norm`, always as a tensor. Differences from torch: it is exact; an order of 0 counts elements, not
+    tensors; empty tensors have norm 0 in every order.
+
+    Args:
+        tensors: A tensor or an iterable of tensors, as for :func:`total_norm`.
+        norm_type: The order, a number or ``'inf'``.
+        error_if_nonfinite: Raise if the norm is NaN or infinite.
+        foreach: Accepted for torch's sake, without effect.
+
+    Returns:
+        A 0-dim tensor on the CPU: float64 if any tensor is of double precision, else float32.
+
+    Raises:
+        RuntimeError: The norm is not finite and ``error_if_nonfinite`` is true.
+        TypeError, ValueError: As for :func:`total_norm`.
+
+    Example:
+        >>> import torch
+        >>> get_total_norm([torch.tensor([3.0]), torch.tensor([4.0])])
+        tensor(5.)
+    """
+    norm_type = check_order("norm_type", norm_type)
+    taken = collect(tensors, writable=False)
+    norm = taken.norm(norm_type)
+    if error_if_nonfinite:
+        check_finite(norm, norm_type, taken, source="gradients from `tensors`")
+    return as_tensor(norm, taken)

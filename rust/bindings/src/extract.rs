@@ -1,0 +1,230 @@
+//! A Python object → the memory of its elements, by DLPack.
+//!
+//! Three ways in, fastest first: the C exchange API that a type may carry (torch ≥ 2.10; the tensor is borrowed), the versioned capsule, which says
+//! whether writing is allowed, and the plain capsule of older producers, which does not.
+
+use std::ffi::{CStr, c_void};
+use std::mem::MaybeUninit;
+use std::slice;
+
+use normclip_core::{Dtype, TensorError, View};
+use pyo3::exceptions::{PyBufferError, PyTypeError, PyValueError};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::{PyCapsule, PyCapsuleMethods, PyDict, PyType};
+
+use crate::dlpack::{self, Borrow, ExchangeApi, ExchangeHeader, ManagedTensor, ManagedTensorVersioned};
+use crate::names::Names;
+
+/// Memory to read, memory to write, and what keeps them alive besides the object itself.
+pub(crate) struct Extracted {
+    pub(crate) read: View,
+    /// The same as `read`, but for sparse tensors with repeated indices: their sums are measured, their terms are scaled.
+    pub(crate) write: Option<View>,
+    pub(crate) owners: Vec<Py<PyAny>>,
+    pub(crate) is_torch: bool,
+}
+
+/// What the type of an object tells; looked up once for a run of objects of the same type.
+#[derive(Clone)]
+struct TypeFacts<'py> {
+    of: Bound<'py, PyType>,
+    borrow: Option<Borrow>,
+    is_torch: bool,
+}
+
+/// Takes objects one after the other.
+pub(crate) struct Extractor<'a, 'py> {
+    names: &'a Names,
+    torch_tensor: Option<Bound<'py, PyAny>>,
+    latest: Option<TypeFacts<'py>>,
+    writing: bool,
+}
+
+impl<'a, 'py> Extractor<'a, 'py> {
+    pub(crate) fn new(py: Python<'py>, names: &'a Names, writing: bool) -> PyResult<Self> {
+        let modules = py.import(intern!(py, "sys"))?.getattr(intern!(py, "modules"))?.cast_into::<PyDict>()?;
+        let torch_tensor = match modules.get_item(intern!(py, "torch"))? {
+            Some(torch) => torch.getattr_opt(intern!(py, "Tensor"))?,
+            None => None,
+        };
+        Ok(Self { names, torch_tensor, latest: None, writing })
+    }
+
+    /// The memory of the object at this index of the list.
+    pub(crate) fn extract(&mut self, index: usize, object: &Bound<'py, PyAny>) -> PyResult<Extracted> {
+        let facts = self.facts(object)?;
+        let borrowed = facts.borrow.map(|borrow| borrow_tensor(object, borrow));
+        if let Some(Ok(tensor)) = &borrowed {
+            return Ok(Extracted { read: self.view(index, object, tensor)?, write: None, owners: Vec::new(), is_torch: facts.is_torch });
+        }
+        // Sparse tensors have no memory of their own to lend. Asking all others whether they are sparse would take as long as borrowing.
+        if facts.is_torch && object.getattr(intern!(object.py(), "is_sparse"))?.is_truthy()? {
+            return self.extract_sparse(index, object);
+        }
+        if let Some(Err(error)) = borrowed {
+            return Err(self.refusal(index, object, &error));
+        }
+        let (tensor, capsule, read_only) = self.capsule(index, object, facts.is_torch)?;
+        if self.writing && read_only {
+            return Err(PyValueError::new_err(format!("{} is read-only: pass a writable copy of it", self.names.describe(index, object))));
+        }
+        Ok(Extracted { read: self.view(index, object, &tensor)?, write: None, owners: vec![capsule], is_torch: facts.is_torch })
+    }
+
+    fn facts(&mut self, object: &Bound<'py, PyAny>) -> PyResult<TypeFacts<'py>> {
+        let of = object.get_type();
+        if let Some(latest) = self.latest.as_ref().filter(|latest| latest.of.is(&of)) {
+            return Ok(latest.clone());
+        }
+        let is_torch = match &self.torch_tensor {
+            Some(tensor) => of.is_subclass(tensor)?,
+            None => false,
+        };
+        let borrow = match of.getattr_opt(intern!(object.py(), "__dlpack_c_exchange_api__"))? {
+            Some(capsule) if !capsule.is_none() => borrow_function(&capsule)?,
+            _ => None,
+        };
+        Ok(self.latest.insert(TypeFacts { of, borrow, is_torch }).clone())
+    }
+
+    /// A sparse COO tensor is its values. Where indices repeat, their sums are measured, and the terms are what can be written.
+    fn extract_sparse(&mut self, index: usize, object: &Bound<'py, PyAny>) -> PyResult<Extracted> {
+        let py = object.py();
+        let terms = object.call_method0(intern!(py, "_values"))?;
+        let mut extracted = self.extract(index, &terms)?;
+        extracted.owners.push(terms.unbind());
+        if !object.call_method0(intern!(py, "is_coalesced"))?.is_truthy()? {
+            let sums = object.call_method0(intern!(py, "coalesce"))?.call_method0(intern!(py, "_values"))?;
+            let coalesced = self.extract(index, &sums)?;
+            extracted.write = Some(std::mem::replace(&mut extracted.read, coalesced.read));
+            extracted.owners.extend(coalesced.owners);
+            extracted.owners.push(sums.unbind());
+        }
+        Ok(extracted)
+    }
+
+    /// By `__dlpack__`: the tensor, the capsule that owns it, and whether it is read-only.
+    fn capsule(&self, index: usize, object: &Bound<'py, PyAny>, is_torch: bool) -> PyResult<(dlpack::Tensor, Py<PyAny>, bool)> {
+        let py = object.py();
+        let Some(device) = object.getattr_opt(intern!(py, "__dlpack_device__"))? else {
+            return Err(PyTypeError::new_err(format!(
+                "{} is a {}: pass torch tensors, NumPy arrays or other objects with __dlpack__",
+                self.names.of(index),
+                object.get_type().name()?
+            )));
+        };
+        let (kind, id) = device.call0()?.extract::<(i32, i32)>()?;
+        self.check_device(index, object, dlpack::Device { kind, id })?;
+        // torch refuses to export what requires a gradient, although its memory may be read.
+        let object = if is_torch { &object.call_method0(intern!(py, "detach"))? } else { object };
+        let arguments = PyDict::new(py);
+        arguments.set_item(intern!(py, "max_version"), (dlpack::MAJOR, 0))?;
+        let versioned = object.call_method(intern!(py, "__dlpack__"), (), Some(&arguments));
+        let exported = match versioned {
+            // Producers from before version 1 do not know the argument.
+            Err(error) if error.is_instance_of::<PyTypeError>(py) => object.call_method0(intern!(py, "__dlpack__")),
+            other => other,
+        };
+        let capsule = exported.map_err(|error| self.refusal(index, object, &error))?.cast_into::<PyCapsule>()?;
+        // The capsule is kept and never renamed, so it stays the owner and cleans up when it goes.
+        let pointer = |name: &CStr| capsule.pointer_checked(Some(name));
+        let (tensor, read_only) = if let Ok(managed) = pointer(c"dltensor_versioned") {
+            let managed = managed.cast::<ManagedTensorVersioned>();
+            // SAFETY: the name says that the capsule holds this struct. Its version comes first and is checked before the rest is believed.
+            let major = unsafe { (*managed.as_ptr()).version.major };
+            if major != dlpack::MAJOR {
+                return Err(PyBufferError::new_err(format!(
+                    "{} exports DLPack {major}, and normclip reads DLPack 1",
+                    self.names.of(index)
+                )));
+            }
+            // SAFETY: a DLManagedTensorVersioned of our version, alive as long as the capsule.
+            let managed = unsafe { managed.as_ref() };
+            (managed.tensor, managed.flags & dlpack::READ_ONLY != 0)
+        } else {
+            let managed = pointer(c"dltensor")?.cast::<ManagedTensor>();
+            // SAFETY: the name says that the capsule holds this struct.
+            let tensor = unsafe { managed.as_ref() }.tensor;
+            // It cannot say whether it may be written. NumPy and torch export only what may; of others (JAX) we do not know.
+            let numpy = object.get_type().module()?.to_string_lossy() == "numpy";
+            (tensor, !is_torch && !numpy)
+        };
+        Ok((tensor, capsule.into_any().unbind(), read_only))
+    }
+
+    fn view(&self, index: usize, object: &Bound<'py, PyAny>, tensor: &dlpack::Tensor) -> PyResult<View> {
+        self.check_device(index, object, tensor.device)?;
+        let dtype = match (tensor.dtype.code, tensor.dtype.bits, tensor.dtype.lanes) {
+            (2, 16, 1) => Dtype::F16,
+            (2, 32, 1) => Dtype::F32,
+            (2, 64, 1) => Dtype::F64,
+            (4, 16, 1) => Dtype::Bf16,
+            (5, 64, 1) => Dtype::C64,
+            (5, 128, 1) => Dtype::C128,
+            _ => {
+                let name = self.names.describe(index, object);
+                return Err(PyTypeError::new_err(format!(
+                    "{name} has an element type that normclip does not read: cast it, for example to float32"
+                )));
+            }
+        };
+        let dimensions = usize::try_from(tensor.ndim).unwrap_or(0);
+        let numbers = |start: *const i64| {
+            // SAFETY: DLPack promises `ndim` numbers there, alive as long as the tensor, which its owner keeps.
+            (dimensions > 0 && !start.is_null()).then(|| unsafe { slice::from_raw_parts(start, dimensions) })
+        };
+        let data = tensor.data.cast::<u8>().wrapping_add(tensor.byte_offset as usize);
+        let data = if tensor.data.is_null() { std::ptr::null_mut() } else { data };
+        // SAFETY: a DLPack tensor describes memory that is valid while its owner lives, and `TensorList` keeps the owners. That nobody writes it
+        // meanwhile is up to the caller in Python, as with every in-place operation of NumPy and torch.
+        let view = unsafe { View::new(data, dtype, numbers(tensor.shape).unwrap_or(&[]), numbers(tensor.strides)) };
+        view.map_err(|problem| self.names.fault(TensorError { index, problem }, object))
+    }
+
+    fn check_device(&self, index: usize, object: &Bound<'py, PyAny>, device: dlpack::Device) -> PyResult<()> {
+        if dlpack::HOST_DEVICES.contains(&device.kind) {
+            return Ok(());
+        }
+        let name = self.names.describe(index, object);
+        let place = object
+            .getattr("device")
+            .and_then(|place| place.str())
+            .map_or_else(|_| format!("device {}:{}", device.kind, device.id), |place| place.to_string());
+        Err(PyTypeError::new_err(format!("{name} is on {place}, and normclip reads CPU memory: move it with .cpu()")))
+    }
+
+    /// The producer's own refusal, with the tensor's name and its first line.
+    fn refusal(&self, index: usize, object: &Bound<'py, PyAny>, error: &PyErr) -> PyErr {
+        let reason = error.value(object.py()).to_string();
+        let reason = reason.lines().next().unwrap_or_default();
+        let name = self.names.describe(index, object);
+        PyTypeError::new_err(format!("{name} gives no access to its memory ({reason}): pass a dense CPU tensor with data, such as a copy"))
+    }
+}
+
+/// The function of a C exchange API that lends a tensor, if its version is ours.
+fn borrow_function(capsule: &Bound<'_, PyAny>) -> PyResult<Option<Borrow>> {
+    let capsule = capsule.cast::<PyCapsule>()?;
+    let mut header = capsule.pointer_checked(Some(c"dlpack_exchange_api"))?.cast::<ExchangeHeader>().as_ptr().cast_const();
+    // SAFETY: the capsule holds a pointer to a chain of headers, newest first, that lives as long as the process.
+    while let Some(found) = unsafe { header.as_ref() } {
+        if found.version.major == dlpack::MAJOR {
+            // SAFETY: a header of version 1 is the beginning of this struct.
+            return Ok(unsafe { (*header.cast::<ExchangeApi>()).borrow });
+        }
+        header = found.previous;
+    }
+    Ok(None)
+}
+
+fn borrow_tensor(object: &Bound<'_, PyAny>, borrow: Borrow) -> PyResult<dlpack::Tensor> {
+    let mut tensor = MaybeUninit::uninit();
+    // SAFETY: the function comes from the type of this object, and we are attached to the interpreter.
+    let status = unsafe { borrow(object.as_ptr().cast::<c_void>(), tensor.as_mut_ptr()) };
+    if status != 0 {
+        return Err(PyErr::fetch(object.py()));
+    }
+    // SAFETY: the function has succeeded, so it has filled in the tensor.
+    Ok(unsafe { tensor.assume_init() })
+}

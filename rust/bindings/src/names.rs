@@ -1,0 +1,48 @@
+//! How a tensor is called in an error: by its place in what the user passed.
+
+use normclip_core::{Problem, TensorError};
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::prelude::*;
+
+/// Where the tensors of a list come from.
+pub(crate) enum Names {
+    /// They were passed themselves.
+    Tensors,
+    /// They are the gradients of the parameters at these positions.
+    Grads(Vec<usize>),
+}
+
+impl Names {
+    /// The name of a tensor, as in "parameters[3].grad".
+    pub(crate) fn of(&self, index: usize) -> String {
+        match self {
+            Self::Tensors => format!("tensors[{index}]"),
+            Self::Grads(positions) => match positions.get(index) {
+                Some(position) => format!("parameters[{position}].grad"),
+                None => format!("gradient {index}"),
+            },
+        }
+    }
+
+    /// The name with element type and shape, as far as the object tells them.
+    pub(crate) fn describe(&self, index: usize, object: &Bound<'_, PyAny>) -> String {
+        let text = |attribute: &str| object.getattr(attribute).and_then(|value| value.str()).map(|text| text.to_string());
+        let shape =
+            object.getattr("shape").and_then(|shape| shape.try_iter()?.map(|size| size?.extract::<i64>()).collect::<PyResult<Vec<_>>>());
+        match (text("dtype"), shape) {
+            (Ok(dtype), Ok(shape)) => format!("{} ({dtype}, shape {shape:?})", self.of(index)),
+            _ => self.of(index),
+        }
+    }
+
+    /// The Python error for a fault that the core has found.
+    pub(crate) fn fault(&self, error: TensorError, object: &Bound<'_, PyAny>) -> PyErr {
+        let problem = match error.problem {
+            // The core counts in the list that it was given.
+            Problem::Overlaps(other) => error.problem.to_string().replace(&format!("tensor {other}"), &self.of(other)),
+            problem => problem.to_string(),
+        };
+        let message = format!("{} {problem}", self.describe(error.index, object));
+        if error.problem == Problem::Complex { PyTypeError::new_err(message) } else { PyValueError::new_err(message) }
+    }
+}

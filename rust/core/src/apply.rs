@@ -1,0 +1,61 @@
+//! Tensors → the same tensors, changed in place: writing.
+
+use std::sync::Arc;
+
+use crate::blocks::{Block, Tensors};
+use crate::dtype::{Bf16, Dtype, Element, F16};
+use crate::isa::Isa;
+use crate::kernels::{GATHER, Map};
+use crate::memory;
+use crate::pool::Team;
+use crate::reduce::WORTH_HELP;
+use crate::view::View;
+
+/// Changes every element, each once, and returns the indices of the tensors in which something was written.
+///
+/// # Safety
+/// The tensors were made for [`crate::Access::Write`], and nobody else uses their memory meanwhile.
+pub unsafe fn apply<M: Map>(tensors: &Arc<Tensors>, map: M, team: Team) -> Vec<usize> {
+    let team = if tensors.bytes() < WORTH_HELP { team.alone() } else { team };
+    let shared = Arc::clone(tensors);
+    let spans = tensors.spans().len();
+    let changed = team.map(spans, move |piece| {
+        // From the end: what a measurement has read last is still in the cache.
+        let blocks = &shared.blocks()[shared.spans()[spans - 1 - piece].clone()];
+        let change = |block: &&Block| apply_block(&shared.views()[block.tensor], **block, map, team.isa);
+        blocks.iter().filter(change).map(|block| block.tensor).collect::<Vec<_>>()
+    });
+    let mut changed: Vec<usize> = changed.into_iter().flatten().collect();
+    changed.sort_unstable();
+    changed.dedup();
+    changed
+}
+
+fn apply_block<M: Map>(view: &View, block: Block, map: M, isa: Isa) -> bool {
+    match view.dtype() {
+        Dtype::F16 => apply_real::<M, F16>(view, block, map, isa),
+        Dtype::Bf16 => apply_real::<M, Bf16>(view, block, map, isa),
+        Dtype::F32 | Dtype::C64 => apply_real::<M, f32>(view, block, map, isa),
+        Dtype::F64 | Dtype::C128 => apply_real::<M, f64>(view, block, map, isa),
+    }
+}
+
+fn apply_real<M: Map, E: Element>(view: &View, block: Block, map: M, isa: Isa) -> bool {
+    // SAFETY: blocks of writable tensors do not overlap, each is claimed by one thread, and `apply`'s caller keeps everybody else out.
+    if let Some(slice) = unsafe { memory::slice_mut::<E>(view, block) } {
+        return map.apply(isa, slice);
+    }
+    let parts = view.dtype().size() / size_of::<E>();
+    let mut buffer = [E::default(); GATHER];
+    let mut changed = false;
+    for position in (0..block.count).step_by(GATHER / parts) {
+        let part = &mut buffer[..parts * (block.count - position).min(GATHER / parts)];
+        memory::load(view, block.first + position, part);
+        if map.apply(isa, part) {
+            changed = true;
+            // SAFETY: as above.
+            unsafe { memory::store(view, block.first + position, part) };
+        }
+    }
+    changed
+}

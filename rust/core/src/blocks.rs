@@ -1,0 +1,121 @@
+//! Tensors cut into blocks of a fixed size, whatever the number of threads.
+//!
+//! A block never spans tensors, so a tensor's total does not depend on its neighbours. Small tensors are handed out several at a time: a *span*
+//! is a run of blocks that makes it worth a thread's while.
+
+use std::ops::Range;
+
+use crate::error::{Problem, TensorError};
+use crate::overlap;
+use crate::view::View;
+
+/// Elements of a block: few enough for the error bound and to stay in a core's cache, enough to make the bookkeeping vanish.
+pub const BLOCK: usize = 1 << 16;
+
+/// A list of tensors, cut up. The same memory twice is cut once.
+#[derive(Debug)]
+pub struct Tensors {
+    views: Vec<View>,
+    repeated: bool,
+    blocks: Vec<Block>,
+    spans: Vec<Range<usize>>,
+    bytes: usize,
+}
+
+/// A part of a tensor.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Block {
+    pub(crate) tensor: usize,
+    pub(crate) first: usize,
+    pub(crate) count: usize,
+}
+
+/// What a list of tensors is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// To be measured.
+    Read,
+    /// To be measured and changed.
+    Write,
+}
+
+impl Tensors {
+    /// Cuts up the tensors.
+    ///
+    /// # Errors
+    /// For [`Access::Write`], the first tensor that cannot be written in place.
+    pub fn new(views: Vec<View>, access: Access) -> Result<Self, TensorError> {
+        let duplicates = overlap::duplicates(&views);
+        if access == Access::Write {
+            overlap::check_writable(&views, &duplicates)?;
+        }
+        let mut blocks = Vec::with_capacity(views.len());
+        let mut bytes = 0;
+        for (tensor, view) in views.iter().enumerate().filter(|(tensor, _)| duplicates[*tensor].is_none()) {
+            bytes += view.bytes();
+            blocks.extend((0..view.len()).step_by(BLOCK).map(|first| Block { tensor, first, count: BLOCK.min(view.len() - first) }));
+        }
+        let spans = spans(&blocks);
+        Ok(Self { views, repeated: duplicates.iter().any(Option::is_some), blocks, spans, bytes })
+    }
+
+    /// The tensors as they were given.
+    pub fn views(&self) -> &[View] {
+        &self.views
+    }
+
+    /// All elements, each once.
+    pub fn len(&self) -> usize {
+        self.blocks.iter().map(|block| block.count).sum()
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.blocks.is_empty()
+    }
+
+    /// Whether some memory was listed more than once.
+    pub fn is_repeated(&self) -> bool {
+        self.repeated
+    }
+
+    /// Bytes of all elements, each once.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The fault that keeps these tensors from an operation on real numbers.
+    ///
+    /// # Errors
+    /// The first complex tensor.
+    pub fn check_real(&self) -> Result<(), TensorError> {
+        match self.views.iter().position(|view| view.dtype().is_complex()) {
+            Some(index) => Err(TensorError { index, problem: Problem::Complex }),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn blocks(&self) -> &[Block] {
+        &self.blocks
+    }
+
+    pub(crate) fn spans(&self) -> &[Range<usize>] {
+        &self.spans
+    }
+}
+
+fn spans(blocks: &[Block]) -> Vec<Range<usize>> {
+    let mut spans = Vec::new();
+    let (mut start, mut elements) = (0, 0);
+    for (index, block) in blocks.iter().enumerate() {
+        elements += block.count;
+        if elements >= BLOCK {
+            spans.push(start..index + 1);
+            (start, elements) = (index + 1, 0);
+        }
+    }
+    if start < blocks.len() {
+        spans.push(start..blocks.len());
+    }
+    spans
+}

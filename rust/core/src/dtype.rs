@@ -1,0 +1,228 @@
+//! Element types: how each is widened, compared by its bits, and rounded back.
+//!
+//! Contract: `wide` is exact for every type (f16, bf16, f32 and f64 all fit in f64), roundings are to nearest even.
+//! All conversions are branch-free integer and float operations, so that they vectorize on every instruction set and give the
+//! same bits on each.
+
+/// A type whose values normclip can read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Dtype {
+    /// IEEE half precision.
+    F16,
+    /// bfloat16: the upper half of an f32.
+    Bf16,
+    /// IEEE single precision.
+    F32,
+    /// IEEE double precision.
+    F64,
+    /// A pair of f32.
+    C64,
+    /// A pair of f64.
+    C128,
+}
+
+impl Dtype {
+    /// Bytes of one element.
+    pub fn size(self) -> usize {
+        match self {
+            Self::F16 | Self::Bf16 => 2,
+            Self::F32 => 4,
+            Self::F64 | Self::C64 => 8,
+            Self::C128 => 16,
+        }
+    }
+
+    /// Bytes of one real number in it: its alignment, and its element size for operations that act on parts.
+    pub fn part_size(self) -> usize {
+        if self.is_complex() { self.size() / 2 } else { self.size() }
+    }
+
+    /// Whether an element is a pair of real numbers.
+    pub fn is_complex(self) -> bool {
+        matches!(self, Self::C64 | Self::C128)
+    }
+
+    /// Whether it carries more than f32 precision.
+    pub fn is_double(self) -> bool {
+        matches!(self, Self::F64 | Self::C128)
+    }
+
+    /// The name that NumPy and PyTorch use.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F16 => "float16",
+            Self::Bf16 => "bfloat16",
+            Self::F32 => "float32",
+            Self::F64 => "float64",
+            Self::C64 => "complex64",
+            Self::C128 => "complex128",
+        }
+    }
+}
+
+/// A real number in memory.
+pub trait Element: Copy + Default + Send + Sync + 'static {
+    /// An unsigned integer of the same size. For absolute values its order is the order of the numbers, with infinity above every
+    /// finite number and NaN above infinity, so that an integer maximum finds all three.
+    type Bits: Copy + Default + Ord + Into<u64>;
+
+    /// The multiplier of [`Element::times`].
+    type Factor: Copy;
+
+    /// Whether the product of two values is exact in f64, and can neither overflow nor underflow there.
+    const EXACT_SQUARES: bool;
+
+    /// The bits of the absolute value.
+    fn abs_bits(self) -> Self::Bits;
+
+    /// The number with this one's sign and an absolute value of these bits.
+    fn with_abs_bits(self, bits: Self::Bits) -> Self;
+
+    /// The value in f64, exactly.
+    fn wide(self) -> f64;
+
+    /// The nearest value of this type; for the 16-bit types by way of f32, as torch does it.
+    fn narrow(value: f64) -> Self;
+
+    /// A coefficient in the precision in which this type is multiplied: f32, or f64 for f64.
+    fn factor(coefficient: f64) -> Self::Factor;
+
+    /// The product, computed in the factor's precision and rounded to this type.
+    fn times(self, factor: Self::Factor) -> Self;
+}
+
+/// A half precision number by its bits.
+#[derive(Clone, Copy, Default, Debug)]
+#[repr(transparent)]
+pub struct F16(pub u16);
+
+/// A bfloat16 number by its bits.
+#[derive(Clone, Copy, Default, Debug)]
+#[repr(transparent)]
+pub struct Bf16(pub u16);
+
+impl F16 {
+    /// The value in f32, exactly.
+    #[inline(always)]
+    pub fn to_f32(self) -> f32 {
+        // Put exponent and mantissa where f32 has them and multiply by 2^112 to correct the exponent's bias. The product is exact, also
+        // for subnormal halves, which arrive as subnormal f32. Infinity and NaN, whose exponent is all ones, need all of f32's.
+        let magnitude = u32::from(self.0 & 0x7fff) << 13;
+        let scaled = f32::from_bits(magnitude) * f32::from_bits((127 + 112) << 23);
+        let special = if magnitude >= 0x0f80_0000 { 0x7f80_0000 } else { 0 };
+        f32::from_bits(scaled.to_bits() | special | (u32::from(self.0 & 0x8000) << 16))
+    }
+
+    /// The nearest half, ties to even.
+    #[inline(always)]
+    pub fn from_f32(value: f32) -> Self {
+        let bits = value.to_bits();
+        let sign = ((bits >> 16) & 0x8000) as u16;
+        let magnitude = bits & 0x7fff_ffff;
+        // Normal results: rebias, then round the 13 bits that go away. A carry moves into the exponent, and up to infinity, as it should.
+        let odd = (magnitude >> 13) & 1;
+        let normal = magnitude.wrapping_sub(112 << 23).wrapping_add(0xfff + odd) >> 13;
+        // Subnormal results: adding 0.5 leaves exactly the bits of a subnormal half at the bottom, rounded by the adder.
+        let subnormal = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0x3f00_0000);
+        let finite = if magnitude < 113 << 23 { subnormal } else { normal };
+        // 65520 is the tie between the largest half and infinity, and goes to infinity.
+        let bounded = if magnitude >= 0x477f_f000 { 0x7c00 } else { finite };
+        let nan = 0x7e00 | ((magnitude >> 13) & 0x3ff);
+        let half = if magnitude > 0x7f80_0000 { nan } else { bounded };
+        Self(sign | half as u16)
+    }
+}
+
+impl Bf16 {
+    /// The value in f32, exactly.
+    #[inline(always)]
+    pub fn to_f32(self) -> f32 {
+        f32::from_bits(u32::from(self.0) << 16)
+    }
+
+    /// The nearest bfloat16, ties to even.
+    #[inline(always)]
+    pub fn from_f32(value: f32) -> Self {
+        let bits = value.to_bits();
+        let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+        // Rounding could carry a NaN over to zero: keep its top bits and make it quiet.
+        let nan = (bits >> 16) | 0x40;
+        Self(if bits & 0x7fff_ffff > 0x7f80_0000 { nan } else { rounded } as u16)
+    }
+}
+
+/// The two 16-bit types differ in their f32 conversions alone.
+macro_rules! half_element {
+    ($half:ty) => {
+        impl Element for $half {
+            type Bits = u16;
+            type Factor = f32;
+            const EXACT_SQUARES: bool = true;
+
+            #[inline(always)]
+            fn abs_bits(self) -> u16 {
+                self.0 & 0x7fff
+            }
+            #[inline(always)]
+            fn with_abs_bits(self, bits: u16) -> Self {
+                Self((self.0 & 0x8000) | bits)
+            }
+            #[inline(always)]
+            fn wide(self) -> f64 {
+                f64::from(self.to_f32())
+            }
+            #[inline(always)]
+            fn narrow(value: f64) -> Self {
+                Self::from_f32(value as f32)
+            }
+            #[inline(always)]
+            fn factor(coefficient: f64) -> f32 {
+                coefficient as f32
+            }
+            #[inline(always)]
+            fn times(self, factor: f32) -> Self {
+                Self::from_f32(self.to_f32() * factor)
+            }
+        }
+    };
+}
+half_element!(F16);
+half_element!(Bf16);
+
+/// f32 and f64 differ in their names alone.
+macro_rules! float_element {
+    ($float:ty, $bits:ty, exact_squares = $exact:literal) => {
+        impl Element for $float {
+            type Bits = $bits;
+            type Factor = $float;
+            const EXACT_SQUARES: bool = $exact;
+
+            #[inline(always)]
+            fn abs_bits(self) -> $bits {
+                self.to_bits() & (<$bits>::MAX >> 1)
+            }
+            #[inline(always)]
+            fn with_abs_bits(self, bits: $bits) -> Self {
+                Self::from_bits((self.to_bits() & !(<$bits>::MAX >> 1)) | bits)
+            }
+            #[inline(always)]
+            fn wide(self) -> f64 {
+                f64::from(self)
+            }
+            #[inline(always)]
+            fn narrow(value: f64) -> Self {
+                value as Self
+            }
+            #[inline(always)]
+            fn factor(coefficient: f64) -> Self {
+                coefficient as Self
+            }
+            #[inline(always)]
+            fn times(self, factor: Self) -> Self {
+                self * factor
+            }
+        }
+    };
+}
+float_element!(f32, u32, exact_squares = true);
+float_element!(f64, u64, exact_squares = false);

@@ -1,0 +1,61 @@
+//! x ← x · c.
+//!
+//! f16, bf16 and f32 are multiplied in f32 by the coefficient rounded to f32, f64 in f64; the product is rounded to the element's type, to
+//! nearest even. NaN and infinity follow IEEE multiplication.
+
+use super::Map;
+use crate::dtype::Element;
+use crate::isa::{Isa, Op};
+
+/// Multiplies by a coefficient.
+#[derive(Clone, Copy)]
+pub struct Scale {
+    /// The coefficient.
+    pub coefficient: f64,
+}
+
+impl Map for Scale {
+    fn apply<E: Element>(self, isa: Isa, elements: &mut [E]) -> bool {
+        let Self { coefficient } = self;
+        let fits_f32 = coefficient == 0.0 || (f64::from(f32::MIN_POSITIVE)..=f64::from(f32::MAX)).contains(&coefficient.abs());
+        if fits_f32 {
+            isa.run(Multiply { factor: E::factor(coefficient), elements });
+        } else {
+            // An f32 coefficient would be subnormal or infinite: products that fit would be lost.
+            isa.run(MultiplyWide { coefficient, elements });
+        }
+        true
+    }
+}
+
+struct Multiply<'a, E: Element> {
+    factor: E::Factor,
+    elements: &'a mut [E],
+}
+
+impl<E: Element> Op for Multiply<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        for x in self.elements {
+            *x = x.times(self.factor);
+        }
+    }
+}
+
+struct MultiplyWide<'a, E> {
+    coefficient: f64,
+    elements: &'a mut [E],
+}
+
+impl<E: Element> Op for MultiplyWide<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        for x in self.elements {
+            *x = E::narrow(x.wide() * self.coefficient);
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! Σx².
+//!
+//! As [`SumOf`], with the squares of 16- and 32-bit types exact in f64. Squares of f64 are rounded once (multiply, then add: never fused), and a
+//! block whose plain sum overflowed or came close to underflow is read again at a scale that fits, so they neither overflow nor underflow.
+
+use super::sum::LANES;
+use super::{Block, Kernel, SumOf, Term};
+use crate::dtype::Element;
+use crate::moments::{Merge, Squares};
+
+/// Σx².
+#[derive(Clone, Copy)]
+pub struct SumSquares;
+
+impl Kernel for SumSquares {
+    type Total = Squares;
+    type State<E: Element> = [f64; LANES];
+    const READS_PARTS: bool = true;
+
+    fn start<E: Element>(self) -> [f64; LANES] {
+        SumOf(Square).start::<E>()
+    }
+
+    #[inline(always)]
+    fn add<E: Element>(self, state: &mut [f64; LANES], elements: &[E]) {
+        SumOf(Square).add(state, elements);
+    }
+
+    fn finish<E: Element>(self, state: [f64; LANES]) -> Squares {
+        Squares { medium: SumOf(Square).finish::<E>(state), ..Squares::EMPTY }
+    }
+
+    fn block<E: Element>(self, block: &Block<'_, E>) -> Squares {
+        let plain = block.pass(self);
+        let sum = plain.medium.value();
+        if E::EXACT_SQUARES || sum.is_nan() || (Squares::SAFE..f64::INFINITY).contains(&sum) {
+            plain
+        } else if sum == f64::INFINITY {
+            Squares { large: block.pass(SumOf(ScaledSquare(Squares::DOWN))), ..Squares::EMPTY }
+        } else {
+            Squares { small: block.pass(SumOf(ScaledSquare(Squares::UP))), ..Squares::EMPTY }
+        }
+    }
+}
+
+/// x².
+#[derive(Clone, Copy)]
+struct Square;
+
+impl Term for Square {
+    #[inline(always)]
+    fn of(self, x: f64) -> f64 {
+        x * x
+    }
+}
+
+/// (x · scale)².
+#[derive(Clone, Copy)]
+struct ScaledSquare(f64);
+
+impl Term for ScaledSquare {
+    #[inline(always)]
+    fn of(self, x: f64) -> f64 {
+        let scaled = x * self.0;
+        scaled * scaled
+    }
+}

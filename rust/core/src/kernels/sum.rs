@@ -1,0 +1,70 @@
+//! Σ of a term of each element.
+//!
+//! Input f16, bf16, f32, f64, widened → f64 lanes → a [`Sum`] a block. NaN and infinity pass through; an empty block gives 0.
+//! Error bound: a block of 2¹⁶ elements makes 2¹¹ additions a lane and 5 in the tree, so for terms that are not negative the sum is within
+//! 2053 · 2⁻⁵³ ≈ 2.3e-13 relative of the sum of the terms, whatever the data; rounding errors that do not conspire leave about 1e-15.
+
+use super::Kernel;
+use crate::dtype::Element;
+use crate::moments::Sum;
+
+/// Accumulators. Each has a fixed share of a block's elements, so that the result does not depend on how many of them fit into a register.
+pub(crate) const LANES: usize = 32;
+
+/// What is summed for each element.
+pub trait Term: Copy + Send + Sync + 'static {
+    /// The term of the element x. Must be `#[inline(always)]`.
+    fn of(self, x: f64) -> f64;
+}
+
+/// The sum of a term.
+#[derive(Clone, Copy)]
+pub struct SumOf<T>(pub T);
+
+impl<T: Term> Kernel for SumOf<T> {
+    type Total = Sum;
+    type State<E: Element> = [f64; LANES];
+
+    fn start<E: Element>(self) -> [f64; LANES] {
+        [0.0; LANES]
+    }
+
+    #[inline(always)]
+    fn add<E: Element>(self, lanes: &mut [f64; LANES], elements: &[E]) {
+        let (rows, tail) = elements.as_chunks::<LANES>();
+        // Copies of fixed size, so that rows and lanes become vector registers.
+        let mut registers = *lanes;
+        for &row in rows {
+            for (lane, x) in registers.iter_mut().zip(row) {
+                *lane += self.0.of(x.wide());
+            }
+        }
+        *lanes = registers;
+        for (lane, x) in lanes.iter_mut().zip(tail) {
+            *lane += self.0.of(x.wide());
+        }
+    }
+
+    /// A fixed tree: halves onto halves.
+    fn finish<E: Element>(self, mut lanes: [f64; LANES]) -> Sum {
+        let mut width = LANES / 2;
+        while width > 0 {
+            for i in 0..width {
+                lanes[i] += lanes[i + width];
+            }
+            width /= 2;
+        }
+        Sum::of(lanes[0])
+    }
+}
+
+/// |x|.
+#[derive(Clone, Copy)]
+pub struct Abs;
+
+impl Term for Abs {
+    #[inline(always)]
+    fn of(self, x: f64) -> f64 {
+        x.abs()
+    }
+}

@@ -1,0 +1,41 @@
+//! Exact, reproducible gradient norms and in-place clipping, over lists of tensors in memory.
+//!
+//! ```text
+//! norm                  one number from totals
+//! reduce · apply        lists of tensors → totals; → the same tensors, changed
+//! pool                  threads that claim pieces          strict   IEEE mode while they work
+//! blocks                tensors cut into blocks            overlap  which tensors share memory
+//! kernels               one file an algorithm, written once
+//! memory · view         bytes; pointer, element type, layout
+//! moments               totals and their merge
+//! isa · dtype · error   instruction sets; element types; what can be wrong
+//! ```
+//!
+//! A file knows those below it. Results have the same bits for every number of threads and every instruction set: blocks, lanes and the
+//! order in which totals merge are fixed, and there are no atomics in the arithmetic.
+
+mod apply;
+mod blocks;
+mod dtype;
+mod error;
+mod isa;
+pub mod kernels;
+mod memory;
+mod moments;
+mod norm;
+mod overlap;
+mod pool;
+mod reduce;
+mod strict;
+mod view;
+
+pub use apply::apply;
+pub use blocks::{Access, BLOCK, Tensors};
+pub use dtype::{Bf16, Dtype, Element, F16};
+pub use error::{Problem, TensorError};
+pub use isa::{Isa, IsaError, Op};
+pub use moments::{Largest, Merge, Smallest, Squares, Sum, merged};
+pub use norm::{nonfinite, norm};
+pub use pool::Team;
+pub use reduce::reduce;
+pub use view::View;

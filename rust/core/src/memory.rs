@@ -1,0 +1,92 @@
+//! Bytes in and out: the only place where the memory of tensors is touched.
+
+use std::slice;
+
+use crate::blocks::Block;
+use crate::dtype::Element;
+use crate::view::View;
+
+/// The block's real numbers where they lie, if they lie contiguously and aligned.
+pub(crate) fn slice<E: Element>(view: &View, block: Block) -> Option<&[E]> {
+    let start = contiguous::<E>(view, block)?;
+    // SAFETY: `contiguous` has checked layout and alignment; the block is within the view, whose maker vouches for the memory.
+    Some(unsafe { slice::from_raw_parts(start, numbers::<E>(view, block)) })
+}
+
+/// As [`slice`], to be changed.
+///
+/// # Safety
+/// Nobody else may hold a part of this block while the slice is in use.
+pub(crate) unsafe fn slice_mut<E: Element>(view: &View, block: Block) -> Option<&mut [E]> {
+    let start = contiguous::<E>(view, block)?;
+    // SAFETY: as in `slice`, and the caller vouches for exclusive use.
+    Some(unsafe { slice::from_raw_parts_mut(start, numbers::<E>(view, block)) })
+}
+
+/// Copies the elements from `first` on, wherever they lie, to fill the buffer.
+pub(crate) fn load<E: Element>(view: &View, first: usize, buffer: &mut [E]) {
+    let size = view.dtype().size();
+    let mut target = buffer.as_mut_ptr().cast::<u8>();
+    copy_runs(view, first, size_of_val(buffer) / size, |source, count, stride| {
+        // SAFETY: the runs hold exactly as many elements as the buffer, so `target` advances to its end and no further; sources are
+        // elements of the view. Bytes are copied, so neither side needs alignment, and every bit pattern is an element.
+        unsafe {
+            if stride == size {
+                target.copy_from_nonoverlapping(source, count * size);
+            } else {
+                for i in 0..count {
+                    copy_element(source.add(i * stride), target.add(i * size), size);
+                }
+            }
+            target = target.add(count * size);
+        }
+    });
+}
+
+/// Copies the buffer over the elements from `first` on.
+///
+/// # Safety
+/// Nobody else may use these elements meanwhile.
+pub(crate) unsafe fn store<E: Element>(view: &View, first: usize, buffer: &[E]) {
+    let size = view.dtype().size();
+    let mut source = buffer.as_ptr().cast::<u8>();
+    copy_runs(view, first, size_of_val(buffer) / size, |target, count, stride| {
+        // SAFETY: as in `load` with the sides exchanged; the caller vouches for exclusive use.
+        unsafe {
+            for i in 0..count {
+                copy_element(source.add(i * size), target.add(i * stride), size);
+            }
+            source = source.add(count * size);
+        }
+    });
+}
+
+/// Copies one element. The sizes are spelled out to give the compiler a plain move for each.
+///
+/// # Safety
+/// Both sides must be valid for `size` bytes.
+#[inline(always)]
+unsafe fn copy_element(source: *const u8, target: *mut u8, size: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match size {
+            2 => target.copy_from_nonoverlapping(source, 2),
+            4 => target.copy_from_nonoverlapping(source, 4),
+            8 => target.copy_from_nonoverlapping(source, 8),
+            _ => target.copy_from_nonoverlapping(source, size),
+        }
+    }
+}
+
+fn copy_runs(view: &View, first: usize, count: usize, mut copy: impl FnMut(*mut u8, usize, usize)) {
+    view.for_each_run(first, count, |offset, count, stride| copy(view.start().wrapping_add(offset), count, stride));
+}
+
+fn contiguous<E: Element>(view: &View, block: Block) -> Option<*mut E> {
+    let start = view.start().wrapping_add(block.first * view.dtype().size()).cast::<E>();
+    (view.is_contiguous() && start.is_aligned()).then_some(start)
+}
+
+fn numbers<E: Element>(view: &View, block: Block) -> usize {
+    block.count * view.dtype().size() / size_of::<E>()
+}

@@ -1,0 +1,109 @@
+"""`normclip bench` as a person starts it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from normclip.cli import main
+
+ROW_KEYS = {
+    *("workload", "tensors", "elements", "dtype", "operation", "torch_ms", "normclip_ms", "ratio"),
+    *("torch_error", "normclip_error", "float64_error", "bytes", "gb_per_s", "read_gb_per_s", "read_share", "rounds"),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one quick run: what it printed, its JSON and its plot."""
+    folder = tmp_path_factory.mktemp("bench")
+    command = [sys.executable, "-m", "normclip", "bench", "--quick", "--threads", "1"]
+    command += ["--json", str(folder / "run.json"), "--plot", str(folder / "run.svg")]
+    run = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=300, check=False)
+    assert run.returncode == 0, run.stderr
+    (folder / "stdout").write_text(run.stdout, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(folder: Path) -> dict[str, Any]:
+    """What `--json` wrote."""
+    loaded: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    return loaded
+
+
+def test_json_says_what_ran_where(report: dict[str, Any]) -> None:
+    assert {key for key in report if not report[key]} == set()
+    assert set(report) == {
+        *("normclip", "torch", "numpy", "python", "cpu", "cores", "threads", "isa", "date", "command"),
+        *("read_gb_per_s", "rows"),
+    }
+    assert report["threads"] == 1
+    assert report["command"].startswith("normclip bench --quick --threads 1 --json")
+
+
+def test_json_rows_are_sane(report: dict[str, Any]) -> None:
+    for row in report["rows"]:
+        assert set(row) == ROW_KEYS
+        assert row["ratio"] > 0.0
+        assert row["torch_ms"] > 0.0
+        assert row["normclip_ms"] > 0.0
+        assert row["gb_per_s"] > 0.0
+        assert row["rounds"] >= 3
+        assert row["normclip_error"] <= 1e-7
+        assert (row["float64_error"] is None) == (row["dtype"] == "bfloat16")
+        assert (row["float64_error"] or 0.0) <= 1e-12
+        assert (row["read_share"] is None) == (row["operation"] == "clip, scaling")
+
+
+def test_table_names_every_row(folder: Path, report: dict[str, Any]) -> None:
+    printed = (folder / "stdout").read_text(encoding="utf-8")
+    for row in report["rows"]:
+        assert row["workload"] in printed
+        assert row["operation"] in printed
+
+
+def test_plot_is_an_svg_with_text(folder: Path, report: dict[str, Any]) -> None:
+    root = ElementTree.parse(folder / "run.svg").getroot()
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert "Relative error" in texts
+    assert report["rows"][0]["operation"] in texts
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--json", "results.txt"], "does not end in .json"),
+        (["--plot", "plot.jpeg"], "does not end in .svg or .png"),
+        (["--json", "no/such/folder/run.json"], "there is no folder"),
+        (["--json", "taken.json"], "cannot be written"),
+        (["--threads", "0"], "not a whole number from 1"),
+        (["--threads", "many"], "not a whole number from 1"),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_is_measured(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "taken.json").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", *arguments])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_missing_extras_are_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("normclip.cli.find_spec", lambda name: None if name in {"rich", "matplotlib"} else name)
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", "--plot", "plot.svg"])
+    assert stopped.value.code == 2
+    assert "rich, matplotlib not installed; run: pip install 'normclip[cli]'" in capsys.readouterr().err
