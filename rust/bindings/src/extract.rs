@@ -25,10 +25,9 @@ pub(crate) struct Extracted {
     pub(crate) is_torch: bool,
 }
 
-/// What the type of an object tells; looked up once for a run of objects of the same type.
-#[derive(Clone)]
-struct TypeFacts<'py> {
-    of: Bound<'py, PyType>,
+/// What the type of an object tells.
+#[derive(Clone, Copy)]
+struct TypeFacts {
     borrow: Option<Borrow>,
     is_torch: bool,
 }
@@ -37,7 +36,8 @@ struct TypeFacts<'py> {
 pub(crate) struct Extractor<'a, 'py> {
     names: &'a Names,
     torch_tensor: Option<Bound<'py, PyAny>>,
-    latest: Option<TypeFacts<'py>>,
+    /// The type that was looked up last, and its facts: lists are mostly of one type.
+    latest: Option<(Bound<'py, PyType>, TypeFacts)>,
     writing: bool,
 }
 
@@ -72,11 +72,12 @@ impl<'a, 'py> Extractor<'a, 'py> {
         Ok(Extracted { read: self.view(index, object, &tensor)?, write: None, owners: vec![capsule], is_torch: facts.is_torch })
     }
 
-    fn facts(&mut self, object: &Bound<'py, PyAny>) -> PyResult<TypeFacts<'py>> {
-        let of = object.get_type();
-        if let Some(latest) = self.latest.as_ref().filter(|latest| latest.of.is(&of)) {
-            return Ok(latest.clone());
+    fn facts(&mut self, object: &Bound<'py, PyAny>) -> PyResult<TypeFacts> {
+        match &self.latest {
+            Some((of, facts)) if of.as_type_ptr() == object.get_type_ptr() => return Ok(*facts),
+            _ => {}
         }
+        let of = object.get_type();
         let is_torch = match &self.torch_tensor {
             Some(tensor) => of.is_subclass(tensor)?,
             None => false,
@@ -85,7 +86,9 @@ impl<'a, 'py> Extractor<'a, 'py> {
             Some(capsule) if !capsule.is_none() => borrow_function(&capsule)?,
             _ => None,
         };
-        Ok(self.latest.insert(TypeFacts { of, borrow, is_torch }).clone())
+        let facts = TypeFacts { borrow, is_torch };
+        self.latest = Some((of, facts));
+        Ok(facts)
     }
 
     /// A sparse COO tensor is its values. Where indices repeat, their sums are measured, and the terms are what can be written.

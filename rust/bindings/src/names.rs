@@ -13,7 +13,7 @@ pub(crate) enum Names {
 }
 
 impl Names {
-    /// The name of a tensor, as in "parameters[3].grad".
+    /// The name of a tensor, as in `parameters[3].grad`.
     pub(crate) fn of(&self, index: usize) -> String {
         match self {
             Self::Tensors => format!("tensors[{index}]"),

@@ -41,9 +41,9 @@ fn apply_block<M: Map>(view: &View, block: Block, map: M, isa: Isa) -> bool {
 }
 
 fn apply_real<M: Map, E: Element>(view: &View, block: Block, map: M, isa: Isa) -> bool {
-    // SAFETY: blocks of writable tensors do not overlap, each is claimed by one thread, and `apply`'s caller keeps everybody else out.
-    if let Some(slice) = unsafe { memory::slice_mut::<E>(view, block) } {
-        return map.apply(isa, slice);
+    if let Some(numbers) = memory::contiguous::<E>(view, block) {
+        // SAFETY: blocks of writable tensors do not overlap, each is claimed by one thread, and `apply`'s caller keeps everybody else out.
+        return map.apply(isa, unsafe { &mut *numbers });
     }
     let parts = view.dtype().size() / size_of::<E>();
     let mut buffer = [E::default(); GATHER];

@@ -16,7 +16,6 @@ pub const BLOCK: usize = 1 << 16;
 #[derive(Debug)]
 pub struct Tensors {
     views: Vec<View>,
-    repeated: bool,
     blocks: Vec<Block>,
     spans: Vec<Range<usize>>,
     bytes: usize,
@@ -45,9 +44,10 @@ impl Tensors {
     /// # Errors
     /// For [`Access::Write`], the first tensor that cannot be written in place.
     pub fn new(views: Vec<View>, access: Access) -> Result<Self, TensorError> {
-        let duplicates = overlap::duplicates(&views);
+        let order = overlap::by_address(&views);
+        let duplicates = overlap::duplicates(&views, &order);
         if access == Access::Write {
-            overlap::check_writable(&views, &duplicates)?;
+            overlap::check_writable(&views, order, &duplicates)?;
         }
         let mut blocks = Vec::with_capacity(views.len());
         let mut bytes = 0;
@@ -56,7 +56,7 @@ impl Tensors {
             blocks.extend((0..view.len()).step_by(BLOCK).map(|first| Block { tensor, first, count: BLOCK.min(view.len() - first) }));
         }
         let spans = spans(&blocks);
-        Ok(Self { views, repeated: duplicates.iter().any(Option::is_some), blocks, spans, bytes })
+        Ok(Self { views, blocks, spans, bytes })
     }
 
     /// The tensors as they were given.
@@ -72,11 +72,6 @@ impl Tensors {
     /// Whether there are no elements.
     pub fn is_empty(&self) -> bool {
         self.blocks.is_empty()
-    }
-
-    /// Whether some memory was listed more than once.
-    pub fn is_repeated(&self) -> bool {
-        self.repeated
     }
 
     /// Bytes of all elements, each once.

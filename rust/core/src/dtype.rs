@@ -4,6 +4,8 @@
 //! All conversions are branch-free integer and float operations, so that they vectorize on every instruction set and give the
 //! same bits on each.
 
+use crate::simd::{Simd, widen_half};
+
 /// A type whose values normclip can read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Dtype {
@@ -81,6 +83,12 @@ pub trait Element: Copy + Default + Send + Sync + 'static {
     /// The value in f64, exactly.
     fn wide(self) -> f64;
 
+    /// As [`Element::wide`], for 32 of them.
+    #[inline(always)]
+    fn widen<S: Simd>(_simd: S, row: [Self; 32]) -> [f64; 32] {
+        row.map(Self::wide)
+    }
+
     /// The nearest value of this type; for the 16-bit types by way of f32, as torch does it.
     fn narrow(value: f64) -> Self;
 
@@ -105,12 +113,7 @@ impl F16 {
     /// The value in f32, exactly.
     #[inline(always)]
     pub fn to_f32(self) -> f32 {
-        // Put exponent and mantissa where f32 has them and multiply by 2^112 to correct the exponent's bias. The product is exact, also
-        // for subnormal halves, which arrive as subnormal f32. Infinity and NaN, whose exponent is all ones, need all of f32's.
-        let magnitude = u32::from(self.0 & 0x7fff) << 13;
-        let scaled = f32::from_bits(magnitude) * f32::from_bits((127 + 112) << 23);
-        let special = if magnitude >= 0x0f80_0000 { 0x7f80_0000 } else { 0 };
-        f32::from_bits(scaled.to_bits() | special | (u32::from(self.0 & 0x8000) << 16))
+        widen_half(self.0)
     }
 
     /// The nearest half, ties to even.
@@ -153,8 +156,10 @@ impl Bf16 {
 
 /// The two 16-bit types differ in their f32 conversions alone.
 macro_rules! half_element {
-    ($half:ty) => {
+    ($half:ty $(, $widen:item)?) => {
         impl Element for $half {
+            $($widen)?
+
             type Bits = u16;
             type Factor = f32;
             const EXACT_SQUARES: bool = true;
@@ -186,7 +191,13 @@ macro_rules! half_element {
         }
     };
 }
-half_element!(F16);
+half_element!(
+    F16,
+    #[inline(always)]
+    fn widen<S: Simd>(simd: S, row: [Self; 32]) -> [f64; 32] {
+        simd.widen_halves(row.map(|half| half.0)).map(f64::from)
+    }
+);
 half_element!(Bf16);
 
 /// f32 and f64 differ in their names alone.

@@ -7,6 +7,10 @@
 use std::fmt;
 use std::sync::OnceLock;
 
+#[cfg(target_arch = "x86_64")]
+use crate::simd::{Avx2, Avx512};
+use crate::simd::{Portable, Simd};
+
 /// The environment variable that forces an instruction set.
 pub(crate) const VARIABLE: &str = "NORMCLIP_ISA";
 
@@ -30,7 +34,7 @@ pub trait Op {
 
     /// The computation. Implementations and all they call must be `#[inline(always)]`, or the compiler leaves them outside the
     /// function that carries the `target_feature`.
-    fn call(self) -> Self::Output;
+    fn call<S: Simd>(self, simd: S) -> Self::Output;
 }
 
 impl Isa {
@@ -43,7 +47,7 @@ impl Isa {
         let mut found = vec![Self::BASELINE];
         #[cfg(target_arch = "x86_64")]
         {
-            if is_x86_feature_detected!("avx2") {
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c") {
                 found.push(Self(Level::Avx2));
                 if ["avx512f", "avx512bw", "avx512dq", "avx512vl"].into_iter().all(has_avx512_part) {
                     found.push(Self(Level::Avx512));
@@ -95,7 +99,7 @@ impl Isa {
     #[inline]
     pub fn run<O: Op>(self, op: O) -> O::Output {
         match self.0 {
-            Level::Baseline => op.call(),
+            Level::Baseline => op.call(Portable),
             // SAFETY: `Isa(Avx2)` is only made by `available`, which has checked the CPU for it.
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => unsafe { call_avx2(op) },
@@ -118,15 +122,17 @@ fn has_avx512_part(feature: &str) -> bool {
 
 // No "fma" on purpose: without it not even a careless compiler flag can fuse a multiply with an add.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,f16c")]
 fn call_avx2<O: Op>(op: O) -> O::Output {
-    op.call()
+    // SAFETY: calling this function takes the same proof.
+    op.call(unsafe { Avx2::assume() })
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl")]
+#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
 fn call_avx512<O: Op>(op: O) -> O::Output {
-    op.call()
+    // SAFETY: calling this function takes the same proof.
+    op.call(unsafe { Avx512::assume() })
 }
 
 /// The instruction set asked for is not to be had.

@@ -9,6 +9,7 @@
 //! memory · view         bytes; pointer, element type, layout
 //! moments               totals and their merge
 //! isa · dtype · error   instruction sets; element types; what can be wrong
+//! simd                  what an instruction set adds to plain Rust
 //! ```
 //!
 //! A file knows those below it. Results have the same bits for every number of threads and every instruction set: blocks, lanes and the
@@ -26,6 +27,7 @@ mod norm;
 mod overlap;
 mod pool;
 mod reduce;
+mod simd;
 mod strict;
 mod view;
 
@@ -38,4 +40,5 @@ pub use moments::{Largest, Merge, Smallest, Squares, Sum, merged};
 pub use norm::{nonfinite, norm};
 pub use pool::Team;
 pub use reduce::reduce;
+pub use simd::Simd;
 pub use view::View;

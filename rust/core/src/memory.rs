@@ -1,6 +1,6 @@
 //! Bytes in and out: the only place where the memory of tensors is touched.
 
-use std::slice;
+use std::ptr;
 
 use crate::blocks::Block;
 use crate::dtype::Element;
@@ -8,19 +8,15 @@ use crate::view::View;
 
 /// The block's real numbers where they lie, if they lie contiguously and aligned.
 pub(crate) fn slice<E: Element>(view: &View, block: Block) -> Option<&[E]> {
-    let start = contiguous::<E>(view, block)?;
-    // SAFETY: `contiguous` has checked layout and alignment; the block is within the view, whose maker vouches for the memory.
-    Some(unsafe { slice::from_raw_parts(start, numbers::<E>(view, block)) })
+    // SAFETY: layout and alignment are checked; the block is within the view, whose maker vouches for the memory.
+    contiguous(view, block).map(|numbers| unsafe { &*numbers })
 }
 
-/// As [`slice`], to be changed.
-///
-/// # Safety
-/// Nobody else may hold a part of this block while the slice is in use.
-pub(crate) unsafe fn slice_mut<E: Element>(view: &View, block: Block) -> Option<&mut [E]> {
-    let start = contiguous::<E>(view, block)?;
-    // SAFETY: as in `slice`, and the caller vouches for exclusive use.
-    Some(unsafe { slice::from_raw_parts_mut(start, numbers::<E>(view, block)) })
+/// As [`slice()`], for those who have the block to themselves and may change it.
+pub(crate) fn contiguous<E: Element>(view: &View, block: Block) -> Option<*mut [E]> {
+    let size = view.dtype().size();
+    let start = view.start().wrapping_add(block.first * size).cast::<E>();
+    (view.is_contiguous() && start.is_aligned()).then(|| ptr::slice_from_raw_parts_mut(start, block.count * size / size_of::<E>()))
 }
 
 /// Copies the elements from `first` on, wherever they lie, to fill the buffer.
@@ -80,13 +76,4 @@ unsafe fn copy_element(source: *const u8, target: *mut u8, size: usize) {
 
 fn copy_runs(view: &View, first: usize, count: usize, mut copy: impl FnMut(*mut u8, usize, usize)) {
     view.for_each_run(first, count, |offset, count, stride| copy(view.start().wrapping_add(offset), count, stride));
-}
-
-fn contiguous<E: Element>(view: &View, block: Block) -> Option<*mut E> {
-    let start = view.start().wrapping_add(block.first * view.dtype().size()).cast::<E>();
-    (view.is_contiguous() && start.is_aligned()).then_some(start)
-}
-
-fn numbers<E: Element>(view: &View, block: Block) -> usize {
-    block.count * view.dtype().size() / size_of::<E>()
 }

@@ -62,6 +62,10 @@ impl Merge for Sum {
         if other.high == 0.0 {
             return;
         }
+        if self.high == 0.0 {
+            *self = *other;
+            return;
+        }
         // Knuth's exact sum of the high parts; its error joins the low parts, and the result is normalized.
         let high = self.high + other.high;
         let shadow = high - self.high;

@@ -8,9 +8,8 @@ use crate::error::{Problem, TensorError};
 use crate::view::View;
 
 /// Marks the tensors that repeat an earlier one: `Some(index of the first)`.
-pub(crate) fn duplicates(views: &[View]) -> Vec<Option<usize>> {
+pub(crate) fn duplicates(views: &[View], order: &[Place]) -> Vec<Option<usize>> {
     let mut first_of = vec![None; views.len()];
-    let order = by_address(views);
     for (position, &(start, index)) in order.iter().enumerate() {
         let starts_alike = order[..position].iter().rev().take_while(|(other, _)| *other == start);
         first_of[index] = starts_alike.map(|&(_, other)| other).filter(|&other| views[other] == views[index]).last();
@@ -22,8 +21,7 @@ pub(crate) fn duplicates(views: &[View]) -> Vec<Option<usize>> {
 ///
 /// # Errors
 /// The first fault found, with the tensor's index.
-pub(crate) fn check_writable(views: &[View], duplicates: &[Option<usize>]) -> Result<(), TensorError> {
-    let mut order = by_address(views);
+pub(crate) fn check_writable(views: &[View], mut order: Vec<Place>, duplicates: &[Option<usize>]) -> Result<(), TensorError> {
     order.retain(|&(_, index)| duplicates[index].is_none());
     // A cluster is a run of tensors whose address ranges hang together.
     let mut cluster = 0..0;
@@ -39,15 +37,18 @@ pub(crate) fn check_writable(views: &[View], duplicates: &[Option<usize>]) -> Re
     check_cluster(views, &order[cluster])
 }
 
-/// Address and index of the tensors that have elements, in that order.
-fn by_address(views: &[View]) -> Vec<(usize, usize)> {
-    let mut order: Vec<_> =
+/// Address and index of a tensor.
+pub(crate) type Place = (usize, usize);
+
+/// Where the tensors are that have elements, by address and then by index.
+pub(crate) fn by_address(views: &[View]) -> Vec<Place> {
+    let mut order: Vec<Place> =
         views.iter().enumerate().filter(|(_, view)| !view.is_empty()).map(|(index, view)| (view.start() as usize, index)).collect();
     order.sort_unstable();
     order
 }
 
-fn check_cluster(views: &[View], cluster: &[(usize, usize)]) -> Result<(), TensorError> {
+fn check_cluster(views: &[View], cluster: &[Place]) -> Result<(), TensorError> {
     let indices = || cluster.iter().map(|&(_, index)| index);
     // Without room for all its elements a tensor need not be looked at, and an expanded one can be too long to look at.
     let cramped = |index: &usize| views[*index].bytes() > views[*index].end() - views[*index].start() as usize;
@@ -122,7 +123,12 @@ mod tests {
     fn check(parts: &[(usize, &[i64], &[i64])]) -> Result<(), (usize, Problem)> {
         let mut base = [0.0; 64];
         let views = views(&mut base, parts);
-        check_writable(&views, &duplicates(&views)).map_err(|error| (error.index, error.problem))
+        {
+            let order = by_address(&views);
+            let duplicates = duplicates(&views, &order);
+            check_writable(&views, order, &duplicates)
+        }
+        .map_err(|error| (error.index, error.problem))
     }
 
     #[test]
@@ -147,6 +153,6 @@ mod tests {
         let mut base = [0.0; 64];
         let views =
             views(&mut base, &[(9, &[4], &[1]), (0, &[4], &[1]), (9, &[2, 2], &[2, 1]), (9, &[3], &[1]), (9, &[4], &[1]), (9, &[0], &[1])]);
-        assert_eq!(duplicates(&views), [None, None, Some(0), None, Some(0), None]);
+        assert_eq!(duplicates(&views, &by_address(&views)), [None, None, Some(0), None, Some(0), None]);
     }
 }

@@ -5,6 +5,8 @@
 //! not, becomes one contiguous run, and equal memory makes equal views. The order of elements within a tensor is not kept: nothing
 //! that is computed here depends on it.
 
+use std::cmp::Reverse;
+
 use crate::dtype::Dtype;
 use crate::error::Problem;
 
@@ -50,7 +52,7 @@ impl View {
     ///
     /// # Safety
     /// While the view is in use by this crate, every element that shape and strides reach from `data` must be valid for reads, and for writes
-    /// where the view is passed to [`crate::apply`], and nobody else may write it.
+    /// where the view is passed to [`apply()`](crate::apply()), and nobody else may write it.
     pub unsafe fn new(data: *mut u8, dtype: Dtype, shape: &[i64], strides: Option<&[i64]>) -> Result<Self, Problem> {
         let len = shape.iter().map(|&size| size.max(0) as usize).product();
         if len > 0 && data.is_null() {
@@ -157,7 +159,7 @@ fn normalize(data: *mut u8, item: usize, shape: &[i64], strides: &[i64]) -> (*mu
         }
         dims.push(Dim { size, stride: stride.unsigned_abs() });
     }
-    dims.sort_by(|a, b| b.stride.cmp(&a.stride));
+    dims.sort_by_key(|dim| Reverse(dim.stride));
     let mut merged: Vec<Dim> = Vec::with_capacity(dims.len());
     for dim in dims {
         match merged.last_mut() {

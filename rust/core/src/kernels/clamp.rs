@@ -6,6 +6,7 @@
 use super::{Block, Map, MaxAbs};
 use crate::dtype::Element;
 use crate::isa::{Isa, Op};
+use crate::simd::Simd;
 
 /// Clamps to [−limit, limit].
 #[derive(Clone, Copy)]
@@ -17,8 +18,9 @@ pub struct Clamp {
 impl Map for Clamp {
     fn apply<E: Element>(self, isa: Isa, elements: &mut [E]) -> bool {
         let limit = E::narrow(self.limit);
+        let largest = Block::slice(isa, elements).pass(MaxAbs).0;
         // NaN hides what else the block holds.
-        let exceeds = !(Block::slice(isa, elements).pass(MaxAbs).0 <= limit.wide());
+        let exceeds = largest > limit.wide() || largest.is_nan();
         if exceeds {
             isa.run(Bound { limit: limit.abs_bits(), elements });
         }
@@ -35,7 +37,7 @@ impl<E: Element> Op for Bound<'_, E> {
     type Output = ();
 
     #[inline(always)]
-    fn call(self) {
+    fn call<S: Simd>(self, _simd: S) {
         let infinity = E::narrow(f64::INFINITY).abs_bits();
         for x in self.elements {
             let bits = x.abs_bits();

@@ -5,6 +5,7 @@
 use super::Kernel;
 use crate::dtype::Element;
 use crate::moments::Merge;
+use crate::simd::Simd;
 
 /// Counts of special values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,12 +36,13 @@ impl Kernel for Count {
     type Total = Counts;
     type State<E: Element> = [u32; 3];
 
+    #[inline(always)]
     fn start<E: Element>(self) -> [u32; 3] {
         [0; 3]
     }
 
     #[inline(always)]
-    fn add<E: Element>(self, counters: &mut [u32; 3], elements: &[E]) {
+    fn add<E: Element, S: Simd>(self, _simd: S, counters: &mut [u32; 3], elements: &[E]) {
         let infinity = E::narrow(f64::INFINITY).abs_bits();
         *counters = elements.iter().fold(*counters, |[zeros, nans, infs], x| {
             let bits = x.abs_bits();
@@ -48,6 +50,7 @@ impl Kernel for Count {
         });
     }
 
+    #[inline(always)]
     fn finish<E: Element>(self, counters: [u32; 3]) -> Counts {
         let [zeros, nans, infs] = counters.map(u64::from);
         Counts { zeros, nans, infs }

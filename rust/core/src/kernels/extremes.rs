@@ -7,6 +7,7 @@
 use super::Kernel;
 use crate::dtype::Element;
 use crate::moments::{Largest, Smallest};
+use crate::simd::Simd;
 
 /// max|x|.
 #[derive(Clone, Copy)]
@@ -16,15 +17,17 @@ impl Kernel for MaxAbs {
     type Total = Largest;
     type State<E: Element> = E::Bits;
 
+    #[inline(always)]
     fn start<E: Element>(self) -> E::Bits {
         E::Bits::default()
     }
 
     #[inline(always)]
-    fn add<E: Element>(self, largest: &mut E::Bits, elements: &[E]) {
+    fn add<E: Element, S: Simd>(self, _simd: S, largest: &mut E::Bits, elements: &[E]) {
         *largest = elements.iter().fold(*largest, |largest, x| largest.max(x.abs_bits()));
     }
 
+    #[inline(always)]
     fn finish<E: Element>(self, largest: E::Bits) -> Largest {
         Largest(E::default().with_abs_bits(largest).wide())
     }
@@ -38,16 +41,18 @@ impl Kernel for MinAbs {
     type Total = Smallest;
     type State<E: Element> = (E::Bits, E::Bits);
 
+    #[inline(always)]
     fn start<E: Element>(self) -> (E::Bits, E::Bits) {
         (E::narrow(f64::INFINITY).abs_bits(), MaxAbs.start::<E>())
     }
 
     #[inline(always)]
-    fn add<E: Element>(self, (smallest, largest): &mut (E::Bits, E::Bits), elements: &[E]) {
+    fn add<E: Element, S: Simd>(self, _simd: S, (smallest, largest): &mut (E::Bits, E::Bits), elements: &[E]) {
         let reduced = elements.iter().fold((*smallest, *largest), |(least, most), x| (least.min(x.abs_bits()), most.max(x.abs_bits())));
         (*smallest, *largest) = reduced;
     }
 
+    #[inline(always)]
     fn finish<E: Element>(self, (smallest, largest): (E::Bits, E::Bits)) -> Smallest {
         let largest = MaxAbs.finish::<E>(largest).0;
         Smallest(if largest.is_nan() { largest } else { E::default().with_abs_bits(smallest).wide() })

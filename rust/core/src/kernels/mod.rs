@@ -1,6 +1,6 @@
 //! The kernels: one file an algorithm, each written once for all element types and instruction sets.
 //!
-//! A reducing [`Kernel`] says how elements are added to its state and what total the state gives; sums of floats go through [`sum`], which has a fixed
+//! A reducing [`Kernel`] says how elements are added to its state and what total the state gives; sums of floats go through [`SumOf`], which has a fixed
 //! number of lanes and a fixed fold, so that their bits do not depend on the width of the CPU's vectors. Strides, blocks and threads are dealt with elsewhere.
 //! A [`Map`] changes elements one by one and has nothing to keep in order.
 
@@ -23,6 +23,7 @@ pub use sum::{Abs, SumOf, Term};
 use crate::dtype::Element;
 use crate::isa::{Isa, Op};
 use crate::moments::Merge;
+use crate::simd::Simd;
 
 /// A computation over a block of elements that yields a mergeable total.
 pub trait Kernel: Copy + Send + Sync + 'static {
@@ -35,11 +36,11 @@ pub trait Kernel: Copy + Send + Sync + 'static {
     /// Whether the kernel wants the parts of complex numbers (else their absolute values).
     const READS_PARTS: bool = false;
 
-    /// The state before the first element.
+    /// The state before the first element. This and the next two must be `#[inline(always)]`.
     fn start<E: Element>(self) -> Self::State<E>;
 
-    /// Adds elements; their number is a multiple of [`sum::LANES`] but for the last of a block. Must be `#[inline(always)]`.
-    fn add<E: Element>(self, state: &mut Self::State<E>, elements: &[E]);
+    /// Adds elements; their number is a multiple of 32 but for the last of a block.
+    fn add<E: Element, S: Simd>(self, simd: S, state: &mut Self::State<E>, elements: &[E]);
 
     /// The total of all that was added.
     fn finish<E: Element>(self, state: Self::State<E>) -> Self::Total;
@@ -62,16 +63,15 @@ pub struct Block<'a, E> {
     elements: Elements<'a, E>,
 }
 
+/// Brings the elements from a position on into a buffer.
+type Fill<'a, E> = Box<dyn Fn(usize, &mut [E]) + 'a>;
+
 enum Elements<'a, E> {
     Slice(&'a [E]),
-    /// Fills a buffer with the elements from this position on.
-    Gather {
-        len: usize,
-        fill: Box<dyn Fn(usize, &mut [E]) + 'a>,
-    },
+    Gather { len: usize, fill: Fill<'a, E> },
 }
 
-/// Gathered elements pass through a buffer of this many, a multiple of [`sum::LANES`].
+/// Gathered elements pass through a buffer of this many, a multiple of 32.
 pub(crate) const GATHER: usize = 1024;
 
 impl<'a, E: Element> Block<'a, E> {
@@ -87,33 +87,33 @@ impl<'a, E: Element> Block<'a, E> {
 
     /// Reads the block once.
     pub(crate) fn pass<K: Kernel>(&self, kernel: K) -> K::Total {
-        let mut state = kernel.start();
-        match &self.elements {
-            Elements::Slice(elements) => self.isa.run(Add { kernel, state: &mut state, elements }),
+        self.isa.run(Pass { kernel, elements: &self.elements })
+    }
+}
+
+struct Pass<'a, K, E> {
+    kernel: K,
+    elements: &'a Elements<'a, E>,
+}
+
+impl<K: Kernel, E: Element> Op for Pass<'_, K, E> {
+    type Output = K::Total;
+
+    // From start to finish in one function, so that the state of a short block never leaves the vector registers.
+    #[inline(always)]
+    fn call<S: Simd>(self, simd: S) -> K::Total {
+        let mut state = self.kernel.start();
+        match self.elements {
+            Elements::Slice(elements) => self.kernel.add(simd, &mut state, elements),
             Elements::Gather { len, fill } => {
                 let mut buffer = [E::default(); GATHER];
                 for position in (0..*len).step_by(GATHER) {
                     let part = &mut buffer[..GATHER.min(len - position)];
                     fill(position, part);
-                    self.isa.run(Add { kernel, state: &mut state, elements: part });
+                    self.kernel.add(simd, &mut state, part);
                 }
             }
         }
-        kernel.finish::<E>(state)
-    }
-}
-
-struct Add<'a, K: Kernel, E: Element> {
-    kernel: K,
-    state: &'a mut K::State<E>,
-    elements: &'a [E],
-}
-
-impl<K: Kernel, E: Element> Op for Add<'_, K, E> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call(self) {
-        self.kernel.add(self.state, self.elements);
+        self.kernel.finish::<E>(state)
     }
 }

@@ -6,6 +6,7 @@
 use super::Map;
 use crate::dtype::Element;
 use crate::isa::{Isa, Op};
+use crate::simd::Simd;
 
 /// Multiplies by a coefficient.
 #[derive(Clone, Copy)]
@@ -37,7 +38,7 @@ impl<E: Element> Op for Multiply<'_, E> {
     type Output = ();
 
     #[inline(always)]
-    fn call(self) {
+    fn call<S: Simd>(self, _simd: S) {
         for x in self.elements {
             *x = x.times(self.factor);
         }
@@ -53,7 +54,7 @@ impl<E: Element> Op for MultiplyWide<'_, E> {
     type Output = ();
 
     #[inline(always)]
-    fn call(self) {
+    fn call<S: Simd>(self, _simd: S) {
         for x in self.elements {
             *x = E::narrow(x.wide() * self.coefficient);
         }

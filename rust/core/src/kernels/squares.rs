@@ -7,6 +7,7 @@ use super::sum::LANES;
 use super::{Block, Kernel, SumOf, Term};
 use crate::dtype::Element;
 use crate::moments::{Merge, Squares};
+use crate::simd::Simd;
 
 /// Σx².
 #[derive(Clone, Copy)]
@@ -17,15 +18,17 @@ impl Kernel for SumSquares {
     type State<E: Element> = [f64; LANES];
     const READS_PARTS: bool = true;
 
+    #[inline(always)]
     fn start<E: Element>(self) -> [f64; LANES] {
         SumOf(Square).start::<E>()
     }
 
     #[inline(always)]
-    fn add<E: Element>(self, state: &mut [f64; LANES], elements: &[E]) {
-        SumOf(Square).add(state, elements);
+    fn add<E: Element, S: Simd>(self, simd: S, state: &mut [f64; LANES], elements: &[E]) {
+        SumOf(Square).add(simd, state, elements);
     }
 
+    #[inline(always)]
     fn finish<E: Element>(self, state: [f64; LANES]) -> Squares {
         Squares { medium: SumOf(Square).finish::<E>(state), ..Squares::EMPTY }
     }

@@ -7,6 +7,7 @@
 use super::Kernel;
 use crate::dtype::Element;
 use crate::moments::Sum;
+use crate::simd::Simd;
 
 /// Accumulators. Each has a fixed share of a block's elements, so that the result does not depend on how many of them fit into a register.
 pub(crate) const LANES: usize = 32;
@@ -25,18 +26,19 @@ impl<T: Term> Kernel for SumOf<T> {
     type Total = Sum;
     type State<E: Element> = [f64; LANES];
 
+    #[inline(always)]
     fn start<E: Element>(self) -> [f64; LANES] {
         [0.0; LANES]
     }
 
     #[inline(always)]
-    fn add<E: Element>(self, lanes: &mut [f64; LANES], elements: &[E]) {
+    fn add<E: Element, S: Simd>(self, simd: S, lanes: &mut [f64; LANES], elements: &[E]) {
         let (rows, tail) = elements.as_chunks::<LANES>();
         // Copies of fixed size, so that rows and lanes become vector registers.
         let mut registers = *lanes;
         for &row in rows {
-            for (lane, x) in registers.iter_mut().zip(row) {
-                *lane += self.0.of(x.wide());
+            for (lane, x) in registers.iter_mut().zip(E::widen(simd, row)) {
+                *lane += self.0.of(x);
             }
         }
         *lanes = registers;
@@ -45,7 +47,8 @@ impl<T: Term> Kernel for SumOf<T> {
         }
     }
 
-    /// A fixed tree: halves onto halves.
+    // A fixed tree: halves onto halves.
+    #[inline(always)]
     fn finish<E: Element>(self, mut lanes: [f64; LANES]) -> Sum {
         let mut width = LANES / 2;
         while width > 0 {

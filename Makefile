@@ -1,0 +1,45 @@
+# Each target sets up what it needs in .venv: a fresh clone needs Python >= 3.10, Rust and make.
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+SOURCES := pyproject.toml README.md Cargo.toml Cargo.lock $(shell find rust python -type f -not -path '*/__pycache__/*')
+
+.DEFAULT_GOAL := help
+.PHONY: help install bench test lint format kernels clean
+
+help:  ## Show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
+
+install: $(VENV)/.installed  ## Build the wheel and install it with all extras into .venv
+
+bench: install  ## Compare with torch on real gradients and the shapes of well-known models; ARGS="--json FILE --plot FILE"
+	$(BIN)/normclip bench $(ARGS)
+
+test: install  ## Run all tests: the Rust core, then Python against the installed wheel
+	cargo test --workspace --quiet
+	$(BIN)/python -m pytest --quiet $(ARGS)
+
+lint: install  ## Check format, lints, types and stubs; warnings are errors
+	$(BIN)/ruff check python tests benches
+	$(BIN)/ruff format --check python tests benches
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest normclip._core
+	cargo fmt --check
+	cargo clippy --workspace --all-targets --quiet -- --deny warnings
+	RUSTDOCFLAGS="--deny warnings" cargo doc --workspace --no-deps --document-private-items --quiet
+
+format: install  ## Rewrite the sources in the project's format
+	$(BIN)/ruff check --fix python tests benches
+	$(BIN)/ruff format python tests benches
+	cargo fmt
+
+kernels:  ## Time every kernel on every instruction set (criterion)
+	cargo bench -p normclip-core
+
+clean:  ## Remove everything that was built
+	rm -rf $(VENV) target dist build
+
+$(VENV)/.installed: $(SOURCES)
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[lint]'
+	touch $@
