@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 
 import normclip
+from normclip.bench.machine import OtherLoad
 from normclip.bench.measure import Row, WrongAnswerError, measure
 from normclip.bench.report import Report, make_report
 from normclip.bench.timing import Budget
@@ -41,8 +42,9 @@ def run(
         torch.set_num_threads(threads)
         normclip.set_num_threads(threads)
     workloads = QUICK if quick else FULL
-    budget = Budget(seconds=0.1, min_rounds=3) if quick else Budget(seconds=3.0)
+    budget = Budget(seconds=0.1, min_rounds=3) if quick else Budget(seconds=2.0)
     total = sum(len(workload.operations) for workload in workloads)
+    other_load = OtherLoad()
     rows: list[Row] = []
     for workload in workloads:
         progress(len(rows), total, f"{workload.name}: make gradients")
@@ -52,4 +54,4 @@ def run(
             rows.append(measure(workload.name, gradients, operation, budget))
         del gradients  # the next ones need the memory
     progress(total, total, "done")
-    return make_report(rows, command)
+    return make_report(rows, command, other_load.share())

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from itertools import groupby
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,7 +19,10 @@ from rich.table import Table
 
 import normclip
 from normclip import _core
+from normclip.bench.machine import cpu_model
 from normclip.bench.measure import Row
+
+_QUIET = 0.05  # a machine that is left alone stays below this
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Report:
     command: str
     read_gb_per_s: float | None
     """This machine's read bandwidth: a plain read of the largest workload."""
+    other_load: float | None
+    """Share of the machine's CPU time that other programs used meanwhile; None where the system does not tell."""
     rows: tuple[Row, ...]
 
     def to_json(self) -> str:
@@ -46,7 +50,7 @@ class Report:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
 
-def make_report(rows: Sequence[Row], command: str) -> Report:
+def make_report(rows: Sequence[Row], command: str, other_load: float | None) -> Report:
     """Put the rows beside what is known of this machine and of the versions in use."""
     reads = [(row.bytes, row.read_gb_per_s) for row in rows if row.read_gb_per_s is not None]
     return Report(
@@ -54,13 +58,14 @@ def make_report(rows: Sequence[Row], command: str) -> Report:
         torch=torch.__version__,
         numpy=np.__version__,
         python=platform.python_version(),
-        cpu=_cpu_model(),
+        cpu=cpu_model(),
         cores=os.cpu_count() or 1,
         threads=normclip.get_num_threads(),
         isa=_core.isa(),
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         command=command,
         read_gb_per_s=max(reads)[1] if reads else None,
+        other_load=other_load,
         rows=tuple(rows),
     )
 
@@ -85,6 +90,8 @@ def print_report(report: Report, console: Console) -> None:
     console.print(_table(report.rows))
     console.print("Errors are relative to an exact reference; “float64” is normclip's norm before rounding to float32.")
     console.print("GB/s is what normclip moves, share how near that comes to a plain read of the same tensors.")
+    if report.other_load is not None and report.other_load > _QUIET:
+        console.print(f"[yellow]Other programs used {report.other_load:.0%} of the CPU meanwhile: do not rely on these times.[/]")
 
 
 def _table(rows: Sequence[Row]) -> Table:
@@ -133,13 +140,3 @@ def ratio_text(ratio: float) -> str:
 
 def _error(error: float | None) -> str:
     return "" if error is None else "0" if error == 0 else f"{error:.0e}"
-
-
-def _cpu_model() -> str:
-    """The CPU's own name for itself where the system tells, else its architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())

@@ -114,3 +114,36 @@ fn spans(blocks: &[Block]) -> Vec<Range<usize>> {
     }
     spans
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dtype::Dtype;
+
+    fn spans_of(counts: &[usize]) -> Vec<Range<usize>> {
+        spans(&counts.iter().map(|&count| Block { tensor: 0, first: 0, count }).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn spans_are_filled_up_to_a_block() {
+        assert_eq!(spans_of(&[]), []);
+        assert_eq!(spans_of(&[1, 2]), vec![0..2; 1]);
+        assert_eq!(spans_of(&[BLOCK, BLOCK, 1]), [0..1, 1..2, 2..3]);
+        assert_eq!(spans_of(&[BLOCK - 1, BLOCK, 5, BLOCK - 5, 5]), [0..2, 2..4, 4..5]);
+        assert_eq!(spans_of(&[BLOCK / 4; 9]), [0..4, 4..8, 8..9]);
+    }
+
+    #[test]
+    fn tensors_are_cut_into_blocks_of_their_own() {
+        let lens = [2 * BLOCK + 1, 0, BLOCK, BLOCK - 1, 7];
+        let mut memory = vec![0u16; 2 * BLOCK + 1];
+        // SAFETY: all views lie in the memory, and are not read.
+        let views = lens.map(|len| unsafe { View::new(memory.as_mut_ptr().cast(), Dtype::F16, &[len as i64], None).unwrap() });
+        let tensors = Tensors::new(views.to_vec(), Access::Read).unwrap();
+        let blocks: Vec<_> = tensors.blocks().iter().map(|block| (block.tensor, block.first, block.count)).collect();
+        let expected = [(0, 0, BLOCK), (0, BLOCK, BLOCK), (0, 2 * BLOCK, 1), (2, 0, BLOCK), (3, 0, BLOCK - 1), (4, 0, 7)];
+        assert_eq!(blocks, expected);
+        assert_eq!(tensors.spans(), [0..1, 1..2, 2..4, 4..6]);
+        assert_eq!((tensors.len(), tensors.bytes()), (4 * BLOCK + 7, 8 * BLOCK + 14));
+    }
+}

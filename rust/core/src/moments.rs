@@ -4,6 +4,8 @@
 //! are kept as an unevaluated pair of f64 (about 106 bits), so merging adds no error worth naming, however many blocks there are: the
 //! error bound of a norm is that of one block.
 
+use std::ops::RangeInclusive;
+
 /// A total that absorbs another of its kind.
 pub trait Merge: Copy + Send + Sync + 'static {
     /// The total of nothing.
@@ -97,8 +99,8 @@ impl Squares {
     pub(crate) const UP: f64 = f64::from_bits((1023 + 538) << 52);
     /// See [`Squares::UP`].
     pub(crate) const DOWN: f64 = f64::from_bits((1023 - 538) << 52);
-    /// Below this a plain sum may have lost squares to underflow. (2⁻⁹⁰⁰; what underflows is under 2⁻¹⁰⁷⁴ an element.)
-    pub(crate) const SAFE: f64 = f64::from_bits((1023 - 900) << 52);
+    /// Sums in this range are safe: squares that underflow to less than 2⁻¹⁰⁷⁴ do not matter in them, and no number of them overflows.
+    pub(crate) const SAFE: RangeInclusive<f64> = f64::from_bits((1023 - 900) << 52)..=f64::from_bits((1023 + 900) << 52);
 
     /// √Σx².
     pub fn norm(&self) -> f64 {

@@ -125,3 +125,58 @@ fn pool(threads: usize) -> Option<&'static ThreadPool> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn team(threads: usize) -> Team {
+        Team { threads: NonZero::new(threads).unwrap(), isa: Isa::BASELINE }
+    }
+
+    #[test]
+    fn results_come_in_order_and_each_piece_is_done_once() {
+        for threads in 1..6 {
+            for pieces in (0..20).chain([1000]) {
+                let done: Arc<Vec<AtomicUsize>> = Arc::new((0..pieces).map(|_| AtomicUsize::new(0)).collect());
+                let counts = Arc::clone(&done);
+                let results = team(threads).map(pieces, move |piece| {
+                    counts[piece].fetch_add(1, Ordering::Relaxed);
+                    // Early pieces end late.
+                    thread::sleep(Duration::from_micros(if piece % 7 == 0 { 300 } else { 0 }));
+                    piece
+                });
+                assert!(results.into_iter().eq(0..pieces));
+                assert!(done.iter().all(|count| count.load(Ordering::Relaxed) == 1));
+            }
+        }
+    }
+
+    #[test]
+    fn a_piece_may_be_work_for_a_team() {
+        let sums = team(3).map(8, |piece| team(4).map(5, move |inner| piece * inner).into_iter().sum::<usize>());
+        assert!(sums.into_iter().eq((0..8).map(|piece| 10 * piece)));
+    }
+
+    #[test]
+    fn an_old_wake_up_call_is_no_result() {
+        let slow = |piece| {
+            thread::sleep(Duration::from_millis(20));
+            piece
+        };
+        for _ in 0..5 {
+            thread::current().unpark();
+            assert_eq!(team(2).map(2, slow), [0, 1]);
+        }
+    }
+
+    #[test]
+    fn a_pool_grows_and_does_not_shrink() {
+        assert!(pool(3).unwrap().current_num_threads() >= 2);
+        let large = pool(8).unwrap();
+        assert!(large.current_num_threads() >= 7);
+        assert!(std::ptr::eq(large, pool(2).unwrap()));
+    }
+}

@@ -2,7 +2,7 @@
 //!
 //! Input f16, bf16, f32, f64 → f64 lanes → a [`PowerSum`] a block. NaN passes through; 0^p is infinite for negative p and inf^p is 0. A power is
 //! within (2 + |p·log₂x|) · 2⁻⁵² of the true one, so the norm, which is a p-th root, is within 1e-13 for sums in plain range. A block whose sum
-//! overflows or comes close to underflow is read again relative to its largest (for negative p: smallest) element, whose power is then 1.
+//! comes close to overflow or underflow is read again relative to its largest (for negative p: smallest) element, whose power is then 1.
 
 use super::sum::LANES;
 use super::{Block, Kernel, MaxAbs, MinAbs, SumOf, Term};
@@ -189,7 +189,7 @@ impl<P: Power> Kernel for SumPowers<P> {
     fn block<E: Element>(self, block: &Block<'_, E>) -> PowerSum {
         let plain = block.pass(self);
         let sum = plain.sum.value();
-        if sum.is_nan() || (Squares::SAFE..f64::INFINITY).contains(&sum) {
+        if sum.is_nan() || Squares::SAFE.contains(&sum) {
             return plain;
         }
         let scale = if plain.exponent > 0.0 { block.pass(MaxAbs).0 } else { block.pass(MinAbs).0 };
@@ -211,5 +211,82 @@ impl<P: Power> Term for Relative<P> {
     #[inline(always)]
     fn of(self, x: f64) -> f64 {
         self.power.of(x / self.scale)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Positive numbers of all magnitudes, subnormal ones too, and as many around 1, where the logarithm changes its sign.
+    fn numbers() -> impl Iterator<Item = f64> {
+        let spread = |first: u64, last: u64| (0..50_000).map(move |i| f64::from_bits(first + (last - first) / 50_000 * i));
+        let subnormal = spread(1, f64::MIN_POSITIVE.to_bits()).step_by(20);
+        spread(1, f64::MAX.to_bits()).chain(spread(0.4f64.to_bits(), 2.5f64.to_bits())).chain(subnormal)
+    }
+
+    #[test]
+    fn logarithms() {
+        for k in -1074..=1023 {
+            let power = if k < -1022 { f64::from_bits(1 << (k + 1074)) } else { f64::from_bits(((k + 1023) as u64) << 52) };
+            assert_eq!(log2(power), f64::from(k));
+        }
+        for x in numbers() {
+            let (found, exact) = (log2(x), x.log2());
+            // Next to 1 the logarithm is small, and as exact relative to itself.
+            let bound = (2.0 * exact.abs().max(1.0)).min(4.0 * exact.abs()) * f64::EPSILON;
+            assert!((found - exact).abs() <= bound, "{x:e}: {found}, not {exact}");
+        }
+    }
+
+    #[test]
+    fn exponentials() {
+        for k in -1022..=1023 {
+            assert_eq!(exp2(f64::from(k)), f64::from_bits(((k + 1023) as u64) << 52));
+        }
+        for y in (0..200_000).map(|i| f64::from(i) * 0.010_227 - 1022.0) {
+            let (found, exact) = (exp2(y), y.exp2());
+            assert!((found - exact).abs() <= 3.0 * f64::EPSILON * exact, "{y}: {found:e}, not {exact:e}");
+        }
+        for y in [-1022.5, -1023.5, -1e300, f64::NEG_INFINITY] {
+            assert_eq!(exp2(y), 0.0);
+        }
+        for y in [1024.0, 1025.5, 1e300, f64::INFINITY] {
+            assert_eq!(exp2(y), f64::INFINITY);
+        }
+    }
+
+    #[test]
+    fn powers() {
+        for p in [0.5, 1.5, 2.5, 10.0, 1000.0, -0.5, -1.0, -2.0] {
+            for x in numbers() {
+                let (found, exact) = (Real(p).of(-x), x.powf(p));
+                // Beyond these, 0 and infinity are right: the sum is taken again at another scale.
+                if (1e-300..1e307).contains(&exact) {
+                    let bound = (4.0 + 2.0 * (p * x.log2()).abs()) * f64::EPSILON;
+                    assert!((found - exact).abs() <= bound * exact, "{x:e}^{p}: {found:e}, not {exact:e}");
+                }
+            }
+            let (at_zero, at_infinity) = if p > 0.0 { (0.0, f64::INFINITY) } else { (f64::INFINITY, 0.0) };
+            assert_eq!([Real(p).of(-0.0), Real(p).of(f64::NEG_INFINITY), Real(p).of(1.0)], [at_zero, at_infinity, 1.0]);
+            assert!(Real(p).of(-f64::NAN).is_nan());
+        }
+        assert_eq!([Integer::<3>.of(-1.5), Integer::<4>.of(-1.5), Integer::<3>.of(f64::INFINITY)], [3.375, 5.0625, f64::INFINITY]);
+        assert!(Integer::<3>.of(f64::NAN).is_nan());
+    }
+
+    #[test]
+    fn sums_merge_at_any_scale() {
+        let part = |scale: f64, sum: f64| PowerSum { exponent: 3.0, scale, sum: Sum::of(sum) };
+        // (8 + 27 + 1)·10³⁰⁰ in all orders, and a tiny one that vanishes.
+        let parts = [part(1e100, 8.0), part(3e100, 1.0), part(0.5e100, 8.0), part(1e-300, 5.0)];
+        for first in 0..parts.len() {
+            let mut rotated = parts;
+            rotated.rotate_left(first);
+            let total = crate::moments::merged(rotated);
+            assert!((total.norm() / (36f64.cbrt() * 1e100) - 1.0).abs() < 1e-15, "{total:?}");
+        }
+        assert!(crate::moments::merged([part(1e100, 1.0), part(1.0, f64::INFINITY)]).norm().is_infinite());
+        assert!(crate::moments::merged([part(1.0, f64::NAN), part(1e100, 1.0)]).norm().is_nan());
     }
 }

@@ -1,7 +1,7 @@
 //! Σx².
 //!
 //! As [`SumOf`], with the squares of 16- and 32-bit types exact in f64. Squares of f64 are rounded once (multiply, then add: never fused), and a
-//! block whose plain sum overflowed or came close to underflow is read again at a scale that fits, so they neither overflow nor underflow.
+//! block whose plain sum comes close to overflow or underflow is read again at a scale that fits, so they neither overflow nor underflow.
 
 use super::sum::LANES;
 use super::{Block, Kernel, SumOf, Term};
@@ -36,9 +36,9 @@ impl Kernel for SumSquares {
     fn block<E: Element>(self, block: &Block<'_, E>) -> Squares {
         let plain = block.pass(self);
         let sum = plain.medium.value();
-        if E::EXACT_SQUARES || sum.is_nan() || (Squares::SAFE..f64::INFINITY).contains(&sum) {
+        if E::EXACT_SQUARES || sum.is_nan() || Squares::SAFE.contains(&sum) {
             plain
-        } else if sum == f64::INFINITY {
+        } else if sum > 1.0 {
             Squares { large: block.pass(SumOf(ScaledSquare(Squares::DOWN))), ..Squares::EMPTY }
         } else {
             Squares { small: block.pass(SumOf(ScaledSquare(Squares::UP))), ..Squares::EMPTY }

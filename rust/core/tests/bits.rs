@@ -1,0 +1,138 @@
+//! The same bits from every instruction set and every number of threads.
+
+mod common;
+
+use std::sync::Arc;
+
+use normclip_core::kernels::{Abs, Block, Clamp, Kernel, Map, Scale, SumOf};
+use normclip_core::{BLOCK, Dtype, F16, Isa, Team, Tensors, apply, norm};
+
+use common::oracle::is_close;
+use common::random::{Magnitudes, Random};
+use common::tensor::Tensor;
+use common::{DTYPES, ORDERS, team, teams, to_read, to_write};
+
+/// Many tiny tensors, tensors on both sides of a block's end, strided ones, and enough bytes for helpers to join.
+fn mixed(magnitudes: impl Fn(Dtype, &mut Random) -> Magnitudes) -> Vec<Tensor> {
+    let random = &mut Random(11);
+    let mut tensors = Vec::new();
+    for i in 0..120 {
+        let dtype = DTYPES[i % 6];
+        tensors.push(Tensor::dense(dtype, random.below(70), i % 5));
+        let (shape, strides) = random.layout(200);
+        tensors.push(Tensor::strided(dtype, &shape, &strides, 0));
+    }
+    for (dtype, len) in
+        [(Dtype::F32, 2 * BLOCK + 1), (Dtype::F16, BLOCK - 1), (Dtype::Bf16, BLOCK), (Dtype::F64, BLOCK + 31), (Dtype::C64, 9999)]
+    {
+        tensors.push(Tensor::dense(dtype, len, 0));
+    }
+    tensors.push(Tensor::dense(Dtype::F16, 5000, 1));
+    tensors.push(Tensor::strided(Dtype::F32, &[300, 250], &[1, 301], 0));
+    tensors.push(Tensor::strided(Dtype::F64, &[40, 50, 3], &[-160, 3, 1], 0));
+    tensors
+        .into_iter()
+        .map(|tensor| {
+            let magnitudes = magnitudes(tensor.dtype(), random);
+            tensor.filled(magnitudes, random)
+        })
+        .collect()
+}
+
+fn ordinary() -> Vec<Tensor> {
+    mixed(|_, _| Magnitudes::ORDINARY)
+}
+
+fn extreme() -> Vec<Tensor> {
+    mixed(Magnitudes::any)
+}
+
+/// Orders whose powers are taken by exponential and logarithm.
+fn is_general(order: f64) -> bool {
+    ![2.0, 1.0, f64::INFINITY, f64::NEG_INFINITY, 0.0, 3.0, 4.0].contains(&order)
+}
+
+fn check_norms(tensors: &Arc<Tensors>, orders: &[f64]) {
+    for &order in orders {
+        let first = norm(tensors, order, team(1, Isa::BASELINE));
+        assert!(first > 0.0);
+        for isa in Isa::available() {
+            let alone = norm(tensors, order, team(1, isa));
+            let agree = if is_general(order) { is_close(alone, first, 1e-13) } else { alone.to_bits() == first.to_bits() };
+            assert!(agree, "order {order}: {first:e} at first and {alone:e} on {}", isa.name());
+            for threads in [2, 3, 8] {
+                let found = norm(tensors, order, team(threads, isa));
+                assert_eq!(
+                    found.to_bits(),
+                    alone.to_bits(),
+                    "order {order}: {alone:e} alone and {found:e} with {threads} threads on {}",
+                    isa.name()
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn norms_of_ordinary_numbers() {
+    let tensors = ordinary();
+    let list = to_read(&tensors);
+    assert!(list.bytes() > 1 << 20, "helpers should join");
+    check_norms(&list, &[2.0, 1.0, f64::INFINITY, f64::NEG_INFINITY, 0.0, 3.0, 4.0, 2.5]);
+}
+
+#[test]
+fn norms_of_extreme_numbers() {
+    check_norms(&to_read(&extreme()), &[2.0, 1.0, 3.0, 4.0]);
+}
+
+#[test]
+fn norms_of_short_lists() {
+    let tensors = ordinary();
+    let short = to_read(&tensors[..100]);
+    assert!(short.bytes() < 1 << 20, "the caller should work alone");
+    check_norms(&short, &ORDERS);
+}
+
+/// Changes fresh tensors by each team: memory and lists of indices must come out alike.
+fn check_map<M: Map>(map: M, make: impl Fn() -> Vec<Tensor>) {
+    let change = |team: Team| {
+        let tensors = make();
+        let list = to_write(&tensors);
+        // SAFETY: the tensors are ours and live until their bytes are read.
+        let changed = unsafe { apply(&list, map, team) };
+        (changed, tensors.iter().map(Tensor::bytes).collect::<Vec<_>>())
+    };
+    let (changed, bytes) = change(team(1, Isa::BASELINE));
+    for team in teams() {
+        let (found_changed, found_bytes) = change(team);
+        assert_eq!(found_changed, changed, "{team:?}");
+        for (index, (found, expected)) in found_bytes.iter().zip(&bytes).enumerate() {
+            assert!(found == expected, "tensor {index}, {team:?}");
+        }
+    }
+}
+
+#[test]
+fn scaling() {
+    check_map(Scale { coefficient: 0.123_456_789 }, ordinary);
+    check_map(Scale { coefficient: 1.7e-41 }, extreme);
+}
+
+#[test]
+fn clamping() {
+    check_map(Clamp { limit: 0.71 }, ordinary);
+    check_map(Clamp { limit: 0.5 }, extreme);
+}
+
+#[test]
+fn every_half_widens_alike_in_a_row() {
+    for isa in Isa::available() {
+        for bits in 0..=u16::MAX {
+            // 32 at once, as the kernels read them: exact, so the sum is too.
+            let sum = SumOf(Abs).block(&Block::slice(isa, &[F16(bits); 32])).value();
+            let expected = 32.0 * half::f16::from_bits(bits).to_f64().abs();
+            assert!(sum == expected || (sum.is_nan() && expected.is_nan()), "{bits:#06x} on {}", isa.name());
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! What the tests share: tensors in memory of their own, and an oracle for them that has nothing of the crate but its types.
+#![allow(dead_code, reason = "each test file is a crate and takes what it needs")]
+
+pub(crate) mod oracle;
+pub(crate) mod random;
+pub(crate) mod tensor;
+
+use std::num::NonZero;
+use std::sync::Arc;
+
+use normclip_core::{Access, Dtype, Isa, Team, Tensors};
+use proptest::prelude::ProptestConfig;
+
+use tensor::Tensor;
+
+pub(crate) const DTYPES: [Dtype; 6] = [Dtype::F16, Dtype::Bf16, Dtype::F32, Dtype::F64, Dtype::C64, Dtype::C128];
+
+/// Orders of all kinds: with a kernel of their own, small, large, broken and negative.
+pub(crate) const ORDERS: [f64; 14] = [2.0, 1.0, f64::INFINITY, f64::NEG_INFINITY, 0.0, 3.0, 4.0, 0.5, 2.5, -1.0, -2.0, 10.0, 100.0, 1000.0];
+
+pub(crate) fn team(threads: usize, isa: Isa) -> Team {
+    Team { threads: NonZero::new(threads).unwrap(), isa }
+}
+
+/// Every instruction set with every number of threads that makes a difference: none to help, one, an odd number, more than there are cores.
+pub(crate) fn teams() -> Vec<Team> {
+    Isa::available().into_iter().flat_map(|isa| [1, 2, 3, 8].map(|threads| team(threads, isa))).collect()
+}
+
+/// The fastest set, on the calling thread.
+pub(crate) fn alone() -> Team {
+    team(1, *Isa::available().last().unwrap())
+}
+
+/// The tensors as a list to read.
+pub(crate) fn to_read<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Arc<Tensors> {
+    listed(tensors, Access::Read)
+}
+
+/// The tensors as a list to write.
+pub(crate) fn to_write<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Arc<Tensors> {
+    listed(tensors, Access::Write)
+}
+
+fn listed<'a>(tensors: impl IntoIterator<Item = &'a Tensor>, access: Access) -> Arc<Tensors> {
+    Arc::new(Tensors::new(tensors.into_iter().map(Tensor::view).collect(), access).unwrap())
+}
+
+/// This many cases, unless `PROPTEST_CASES` says otherwise. Nothing is written into the source tree: a failure prints its input.
+pub(crate) fn cases(cases: u32) -> ProptestConfig {
+    let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
+    if std::env::var_os("PROPTEST_CASES").is_some() { config } else { ProptestConfig { cases, ..config } }
+}

@@ -1,0 +1,20 @@
+"""Settings and fixtures for all tests."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from hypothesis import settings
+
+import normclip
+
+# Without a deadline: a machine that is busy is no reason to fail.
+settings.register_profile("normclip", deadline=None, print_blob=True)
+settings.load_profile("normclip")
+
+
+@pytest.fixture
+def set_threads() -> Iterator[Callable[[int], None]]:
+    """`normclip.set_num_threads`, undone after the test."""
+    before = normclip.get_num_threads()
+    yield normclip.set_num_threads
+    normclip.set_num_threads(before)

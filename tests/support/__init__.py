@@ -1,0 +1,1 @@
+"""What several test modules need: an exact oracle, tensors of every kind, and other processes."""

@@ -1,0 +1,64 @@
+"""Prints a digest of many results, as JSON. A script: which instruction set is used is decided once per process."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+
+import normclip
+from support.tensors import DTYPES, EXPONENTS, LAYOUTS, NO_DOUBLES, REAL_DTYPES, WRITABLE_LAYOUTS, Recipe, raw
+
+SIZES = (0, 1, 15, 31, 32, 33, 100, 1023, 1025, 65_535, 65_537, 140_000)
+# Other orders may differ by rounding.
+ORDERS = (0.0, 1.0, 2.0, 3.0, math.inf, -math.inf)
+
+
+def recipes() -> Iterator[Recipe]:
+    """Tensors of all kinds, over all magnitudes of each element type and over ordinary ones."""
+    for dtype in DTYPES:
+        for seed, size in enumerate(SIZES):
+            for exponents in (EXPONENTS[dtype], (-8, 8)):
+                yield Recipe(dtype, size, library="torch", exponents=exponents, zeros=0.01, seed=seed)
+        for layout in LAYOUTS:
+            library = "numpy" if layout == "reversed" else "torch"
+            if (dtype, library) != ("bfloat16", "numpy"):
+                yield Recipe(dtype, 70_000, layout, library)
+        for special in (math.nan, math.inf):
+            yield Recipe(dtype, 70_000, library="torch", specials=((special, 0.7),))
+
+
+def changes(recipe: Recipe) -> Iterator[Callable[[Any], None]]:
+    """What is done to a tensor in place."""
+    if recipe.layout in WRITABLE_LAYOUTS:
+        for factor in (0.3, 1e-42, 1e39):
+            yield partial(normclip.scale_, factor=factor)
+        if recipe.dtype in REAL_DTYPES:
+            yield partial(normclip.clamp_, limit=0.3)
+
+
+def changed(tensor: Any, change: Callable[[Any], None]) -> str:
+    """A digest of a tensor after a change."""
+    change(tensor)
+    return hashlib.sha256(raw(tensor)).hexdigest()
+
+
+def main() -> None:
+    """All results by what they are results of, so that a difference has a name."""
+    results = {}
+    for recipe in recipes():
+        tensors = [recipe.make(), NO_DOUBLES]
+        norms = [normclip.total_norm(tensors, order).item().hex() for order in ORDERS]
+        results[str(recipe)] = norms + [changed(recipe.make(), change) for change in changes(recipe)]
+    # All 65 536 bit patterns of the half types, NaN of all kinds among them.
+    for dtype in (torch.float16, torch.bfloat16):
+        halves = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+        results[str(dtype)] = [changed(halves.clone(), change) for change in changes(Recipe())]
+    print(json.dumps({"isa": normclip._core.isa(), "results": results}))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

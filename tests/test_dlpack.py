@@ -1,0 +1,296 @@
+"""How memory comes in: the C exchange API, versioned capsules, plain ones, and who keeps it alive."""
+
+import gc
+import math
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import normclip
+from support.capsules import Producer
+from support.oracle import assert_norm
+from support.tensors import DTYPES, LAYOUTS, NUMPY_DTYPES, WRITABLE_LAYOUTS, Recipe, raw
+
+C_API = "__dlpack_c_exchange_api__"
+
+
+@pytest.fixture
+def without_c_api(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch as it was before version 2.10."""
+    if hasattr(torch.Tensor, C_API):
+        monkeypatch.delattr(torch.Tensor, C_API)
+
+
+@pytest.mark.skipif(not hasattr(torch.Tensor, C_API), reason="this torch has no C exchange API")
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "reversed"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_both_ways_into_torch_tensors_agree(dtype: str, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = Recipe(dtype, 3000, layout, library="torch")
+    results = []
+    for available in (True, False):
+        if not available:
+            monkeypatch.delattr(torch.Tensor, C_API)
+        tensor = recipe.make()
+        results.append([normclip.total_norm(tensor, order).item() for order in (0.0, 1.0, 2.0, 2.5, -math.inf)])
+        if layout in WRITABLE_LAYOUTS:
+            normclip.scale_(tensor, 0.3)
+            results[-1] += [raw(tensor), tensor._version]
+    assert results[0] == results[1]
+
+
+def test_c_exchange_api_is_used_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not hasattr(torch.Tensor, C_API):
+        pytest.skip("this torch has no C exchange API")
+    monkeypatch.delattr(torch.Tensor, "__dlpack__")
+    assert normclip.get_total_norm([torch.tensor([3.0, 4.0])]).item() == 5.0
+    monkeypatch.setattr(torch.Tensor, C_API, None)  # as producers may say that they have none
+    with pytest.raises((TypeError, AttributeError), match="__dlpack__"):
+        normclip.get_total_norm([torch.tensor([3.0, 4.0])])
+
+
+@pytest.mark.parametrize("kind", ["leaf", "result", "parameter", "subclass"])
+@pytest.mark.parametrize("c_api", [True, False])
+def test_tensors_that_require_gradients(kind: str, c_api: bool, request: pytest.FixtureRequest) -> None:
+    if not c_api:
+        request.getfixturevalue("without_c_api")
+
+    class Subclass(torch.Tensor):
+        pass
+
+    leaf = torch.tensor([3.0, 4.0], requires_grad=True)
+    tensor = {"leaf": leaf, "result": leaf * 1.0, "parameter": torch.nn.Parameter(leaf.detach()), "subclass": leaf.as_subclass(Subclass)}[
+        kind
+    ]
+    norm = normclip.clip_(tensor, 1.0)
+    assert (norm.item(), type(norm), norm.requires_grad) == (5.0, torch.Tensor, False)
+    assert tensor.tolist() == torch.tensor([0.6, 0.8]).tolist()
+    assert tensor._version == 1
+    assert tensor.requires_grad
+
+
+def test_sparse_tensors_without_the_c_api(without_c_api: None) -> None:
+    tensor = torch.sparse_coo_tensor([[0, 1, 1]], torch.tensor([3.0, 1.0, 3.0]), (4,), check_invariants=True)
+    assert normclip.clip_(tensor, 1.0).item() == 5.0
+    torch.testing.assert_close(tensor.to_dense(), torch.tensor([0.6, 0.8, 0.0, 0.0]))
+
+
+class Relay:
+    """Exports an array the way that a generation of producers did."""
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.array.__dlpack_device__()
+
+    def __dlpack__(self, **arguments: Any) -> Any:
+        return self.array.__dlpack__(**arguments)
+
+
+class Unversioned(Relay):
+    """Before DLPack 1: the argument `max_version` is unknown, and nothing is said about writing."""
+
+    def __dlpack__(self, stream: Any = None) -> Any:  # type: ignore[override]
+        return self.array.__dlpack__()
+
+
+@pytest.mark.parametrize("dtype", NUMPY_DTYPES)
+@pytest.mark.parametrize("producer", [Relay, Unversioned])
+def test_any_producer_is_read(producer: type[Relay], dtype: str) -> None:
+    array = Recipe(dtype, 1000, "transposed").make()
+    assert_norm(normclip.total_norm(producer(array)), [array])
+    assert_norm(normclip.total_norm([producer(array), array]), [array])
+
+
+def test_versioned_producers_are_written() -> None:
+    array = np.array([3.0, 4.0])
+    assert normclip.clip_(Relay(array), 1.0) == 5.0
+    np.testing.assert_allclose(array, [0.6, 0.8], rtol=1e-15)
+
+
+def test_read_only_flag() -> None:
+    array = np.array([3.0, 4.0])
+    array.flags.writeable = False
+    with pytest.raises(ValueError, match=r"tensors\[1\] is read-only: pass a writable copy"):
+        normclip.scale_([np.ones(1), Relay(array)], 0.5)
+    assert normclip.clip_([Relay(array)], math.inf) == 5.0
+    assert array.tolist() == [3.0, 4.0]
+
+
+def test_unversioned_producers_are_not_written() -> None:
+    """They cannot say whether they may be."""
+    array = np.array([3.0, 4.0])
+    for change in (
+        lambda given: normclip.scale_(given, 0.5),
+        lambda given: normclip.clip_(given, 1.0),
+        lambda given: normclip.clamp_(given, 1.0),
+    ):
+        with pytest.raises(ValueError, match=r"tensors\[0\] is read-only: pass a writable copy"):
+            change([Unversioned(array)])
+    assert array.tolist() == [3.0, 4.0]
+
+
+FOUR = np.array([1.0, 3.0, 4.0, 1.0], np.float32)
+
+
+@pytest.mark.parametrize("version", [None, (1, 0), (1, 9)])
+@pytest.mark.parametrize(
+    "described",
+    [
+        {"shape": (2,), "byte_offset": 4},
+        {"shape": (2,), "strides": (1,), "byte_offset": 4},
+        {"shape": (2,), "strides": (-1,), "byte_offset": 8},
+        {"shape": (2, 1), "strides": (1, 99), "byte_offset": 4},
+        {"shape": (1,), "dtype": (5, 64, 1), "byte_offset": 4},
+        {"shape": (2,), "byte_offset": 4, "device": (3, 0)},  # pinned
+    ],
+)
+def test_what_capsules_describe(described: dict[str, Any], version: tuple[int, int] | None) -> None:
+    producer = Producer(FOUR, version=version, **described)
+    assert normclip.total_norm(producer) == 5.0
+    assert producer.arguments == {"max_version": (1, 0)}
+
+
+def test_scalars_and_empty_tensors_of_other_producers() -> None:
+    assert normclip.total_norm(Producer(FOUR, shape=(), byte_offset=8)) == 4.0
+    # Empty tensors may come without memory.
+    assert normclip.total_norm(Producer(FOUR, shape=(3, 0), data=False)) == 0.0
+    with pytest.raises(ValueError, match=r"tensors\[0\] has elements but no memory"):
+        normclip.total_norm(Producer(FOUR, shape=(3, 1), data=False))
+
+
+@pytest.mark.parametrize(
+    "dtype", [(2, 32, 4), (2, 8, 1), (2, 128, 1), (0, 32, 1), (1, 8, 1), (4, 32, 1), (5, 32, 1), (6, 8, 1), (10, 8, 1)], ids=str
+)
+def test_other_element_types_are_refused(dtype: tuple[int, int, int]) -> None:
+    with pytest.raises(TypeError, match=r"tensors\[0\] has an element type that normclip does not read: cast it"):
+        normclip.total_norm(Producer(FOUR, shape=(1,), dtype=dtype))
+
+
+def test_devices_in_capsules_are_believed_over_promises() -> None:
+    class Liar(Producer):
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return (1, 0)
+
+    with pytest.raises(TypeError, match=r"tensors\[0\] is on device 2:1, and normclip reads CPU memory"):
+        normclip.total_norm(Liar(FOUR, device=(2, 1)))
+
+
+def test_other_major_versions_are_refused() -> None:
+    with pytest.raises(BufferError, match=r"tensors\[0\] exports DLPack 2, and normclip reads DLPack 1"):
+        normclip.total_norm(Producer(FOUR, version=(2, 0)))
+
+
+def test_flags_other_than_read_only_do_not_matter() -> None:
+    array = np.array([3.0, 4.0], np.float32)
+    normclip.scale_(Producer(array, flags=0b110), 0.5)
+    assert array.tolist() == [1.5, 2.0]
+    with pytest.raises(ValueError, match="read-only"):
+        normclip.scale_(Producer(array, flags=0b111), 0.5)
+
+
+def test_jax_arrays_are_measured_and_not_written() -> None:
+    numpy = pytest.importorskip("jax.numpy", reason="JAX is not installed")
+    array = numpy.array([3.0, 4.0])
+    assert normclip.total_norm(array) == 5.0
+    with pytest.raises(ValueError, match="read-only"):
+        normclip.clip_(array, 1.0)
+
+
+class Traced(np.ndarray):
+    """An array that can be watched going away."""
+
+
+def traced(value: float) -> np.ndarray:
+    return np.full(1000, value).view(Traced)
+
+
+def passed(kind: str, array: np.ndarray) -> Any:
+    return {
+        "array": lambda: array,
+        "relay": lambda: Relay(array),
+        "unversioned": lambda: Unversioned(array),
+        "torch": lambda: torch.from_numpy(array),
+    }[kind]()
+
+
+@pytest.mark.parametrize("kind", ["array", "relay", "unversioned", "torch"])
+def test_memory_goes_when_the_call_is_over(kind: str) -> None:
+    array = traced(1.0)
+    watch = weakref.ref(array)
+    normclip.total_norm([passed(kind, array)])
+    if kind != "unversioned":
+        normclip.clip_([passed(kind, array)], 1.0)
+    with pytest.raises((TypeError, ValueError)):
+        normclip.scale_([passed(kind, array), "no tensor"], 0.5)
+    del array
+    gc.collect()
+    assert watch() is None
+
+
+@pytest.mark.parametrize("c_api", [True, False])
+@pytest.mark.parametrize("kind", ["array", "relay", "unversioned", "torch"])
+def test_memory_stays_while_it_is_read(kind: str, c_api: bool, request: pytest.FixtureRequest) -> None:
+    """A generator makes tensors that nobody else holds; freed ones would be overwritten by the next."""
+    if not c_api:
+        request.getfixturevalue("without_c_api")
+
+    def made() -> Iterator[Any]:
+        for value in range(100):
+            yield passed(kind, traced(float(value)))
+
+    assert float(normclip.total_norm(made(), 1)) == 1000.0 * sum(range(100))
+
+
+@pytest.mark.parametrize("c_api", [True, False])
+def test_memory_of_parameters_stays_while_it_is_read(c_api: bool, request: pytest.FixtureRequest) -> None:
+    if not c_api:
+        request.getfixturevalue("without_c_api")
+
+    class Fresh:
+        """Every look at the gradient makes a new one."""
+
+        @property
+        def grad(self) -> torch.Tensor:
+            return torch.ones(1000, requires_grad=True) * 1.0
+
+    assert normclip.clip_grad_norm_([Fresh() for _ in range(90)], math.inf).item() == 300.0
+
+
+def calls() -> dict[str, Callable[[list[Any]], object]]:
+    return {
+        "norm": normclip.total_norm,
+        "clip": lambda tensors: normclip.clip_(tensors, 1.0),
+        "scale": lambda tensors: normclip.scale_(tensors, 1.0 - 1e-7),
+        "clamp": lambda tensors: normclip.clamp_(tensors, 0.5),
+        "refuse": lambda tensors: refused([*tensors, np.ones(1, int)]),
+    }
+
+
+def refused(tensors: list[Any]) -> None:
+    with pytest.raises(TypeError):
+        normclip.total_norm(tensors)
+
+
+@pytest.mark.parametrize("c_api", [True, False])
+@pytest.mark.parametrize("call", calls())
+def test_nothing_leaks(call: str, c_api: bool, request: pytest.FixtureRequest) -> None:
+    if not c_api:
+        request.getfixturevalue("without_c_api")
+    sparse = torch.sparse_coo_tensor([[1]], torch.ones(1), (3,), check_invariants=True).coalesce()
+    tensors = [np.ones(3), torch.ones(3), torch.ones(3, requires_grad=True), Relay(np.ones(3)), sparse]
+    watched = [*tensors, tensors[3].array, torch.Tensor, np.ndarray, Relay]
+    for _ in range(20):  # caches of all kinds fill
+        calls()[call](tensors)
+    gc.collect()
+    references, blocks = [sys.getrefcount(item) for item in watched], sys.getallocatedblocks()
+    for _ in range(500):
+        calls()[call](tensors)
+    gc.collect()
+    assert [sys.getrefcount(item) for item in watched] == references
+    assert sys.getallocatedblocks() - blocks < 250, "less than half a block each call"

@@ -1,0 +1,94 @@
+"""The package as it is installed: names, types, version, and what it needs."""
+
+import ast
+import importlib.metadata
+import importlib.resources
+import inspect
+import re
+import types
+
+import pytest
+
+import normclip
+from normclip import _core
+from support.processes import output_of, run_python
+
+WITHOUT_TORCH = """
+    import sys
+    import numpy as np
+    import normclip
+
+    array = np.array([3.0, 4.0])
+    assert normclip.clip_([array], 1.0) == 5.0
+    normclip.scale_(array, 2.0)
+    normclip.clamp_(array, 0.5)
+    assert normclip.total_norm(array, float("inf")) == 0.5
+    print(sorted(name for name in sys.modules if name.partition(".")[0] in {"torch", "matplotlib", "rich"}))
+"""
+
+
+def test_numpy_is_enough() -> None:
+    assert output_of(WITHOUT_TORCH) == "[]\n"
+
+
+NO_TORCH_TO_BE_HAD = """
+    import sys
+    sys.modules["torch"] = None  # importing it fails
+    import numpy as np
+    import normclip
+    print(normclip.clip_([np.array([3.0, 4.0])], 1.0))
+    normclip.get_total_norm([np.ones(1)])
+"""
+
+
+def test_only_drop_ins_need_torch() -> None:
+    run = run_python(NO_TORCH_TO_BE_HAD)
+    assert run.stdout == "5.0\n"
+    assert "import of torch halted" in run.stderr
+
+
+def test_torch_imported_later_is_noticed() -> None:
+    program = "import normclip, torch; print(normclip.total_norm(torch.tensor([3.0, 4.0])))"
+    assert output_of(program) == "tensor(5.)\n"
+
+
+def test_public_names() -> None:
+    public = {name for name, value in vars(normclip).items() if not name.startswith("_") and not isinstance(value, types.ModuleType)}
+    assert {*public, "__version__"} == set(normclip.__all__)
+    assert normclip.__all__ == sorted(normclip.__all__)
+
+
+@pytest.mark.parametrize("name", sorted(set(normclip.__all__) - {"__version__"}))
+def test_public_functions_are_documented(name: str) -> None:
+    function = getattr(normclip, name)
+    assert inspect.getdoc(function)
+    described = inspect.getdoc(function) or ""
+    if "Args:" in described:
+        for parameter in inspect.signature(function).parameters:
+            assert re.search(rf"^    {parameter}: ", described, re.MULTILINE), parameter
+
+
+def test_version() -> None:
+    assert normclip.__version__ == importlib.metadata.version("normclip")
+
+
+def test_types_are_shipped() -> None:
+    files = importlib.resources.files("normclip")
+    assert files.joinpath("py.typed").is_file()
+    stub = ast.parse(files.joinpath("_core.pyi").read_text(encoding="utf-8"))
+    declared = {node.name for node in stub.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    compiled = {name for name in vars(_core) if not name.startswith("_")}
+    assert declared == compiled
+
+
+def test_stub_declares_what_tensor_lists_can_do() -> None:
+    stub = ast.parse(importlib.resources.files("normclip").joinpath("_core.pyi").read_text(encoding="utf-8"))
+    (tensor_list,) = (node for node in stub.body if isinstance(node, ast.ClassDef))
+    declared = {node.name for node in tensor_list.body if isinstance(node, ast.FunctionDef)}
+    public = {name for name in vars(_core.TensorList) if not name.startswith("_")}
+    assert public == {name for name in declared if not name.startswith("_")}
+
+
+def test_numpy_is_the_only_requirement() -> None:
+    required = [line for line in importlib.metadata.requires("normclip") or [] if "extra ==" not in line]
+    assert [re.split(r"[<>=!~ ]", line)[0] for line in required] == ["numpy"]

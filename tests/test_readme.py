@@ -1,0 +1,58 @@
+"""What the documentation shows does what it says: README.md and the examples of docstrings."""
+
+import doctest
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import normclip
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def python_blocks() -> list[str]:
+    """The blocks of Python in README.md, each after as many empty lines as stand before it, so that errors point to its lines."""
+    text = README.read_text(encoding="utf-8")
+    fences = re.finditer(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return ["\n" * text.count("\n", 0, fence.start(1)) + fence[1] for fence in fences]
+
+
+@pytest.fixture
+def session(set_threads: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A place where examples may write files, set threads and seed torch."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+
+
+def test_readme(session: None) -> None:
+    """All blocks in order: later ones may use what earlier ones have defined."""
+    blocks = python_blocks()
+    assert blocks, "README.md shows no Python"
+    names: dict[str, object] = {"__name__": "readme"}
+    for block in blocks:
+        if ">>>" in block:
+            example = doctest.DocTestParser().get_doctest(block, names, "README.md", str(README), 0)
+            runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+            runner.run(example, clear_globs=False)
+            assert runner.summarize(verbose=False).failed == 0
+            names = example.globs
+        else:
+            exec(compile(block, str(README), "exec"), names)
+
+
+@pytest.mark.parametrize("name", ["normclip.clip", "normclip.norms"])
+def test_docstrings(name: str, session: None) -> None:
+    module = importlib.import_module(name)
+    failed, attempted = doctest.testmod(module)
+    assert failed == 0
+    assert attempted > 0
+
+
+def test_every_function_has_an_example() -> None:
+    for name in normclip.__all__:
+        function = getattr(normclip, name)
+        if getattr(function, "__module__", "") in ("normclip.clip", "normclip.norms"):
+            assert doctest.DocTestFinder().find(function)[0].examples, name
