@@ -1,7 +1,7 @@
 //! Norms of a list of tensors, as one vector.
 //!
-//! NaN anywhere makes any norm NaN. Otherwise an infinity makes norms of positive order infinite, counts as one element in order 0, and adds
-//! nothing to a negative order. No elements: 0.
+//! NaN anywhere makes any norm NaN. Otherwise an infinity makes norms of positive order infinite, counts as one element in order 0, and
+//! adds nothing to a negative order. No elements: 0.
 
 use std::sync::Arc;
 

@@ -94,7 +94,7 @@ impl Bytes {
         let size = view.dtype().size();
         let mut fresh = true;
         view.for_each_run(0, view.len(), |offset, count, stride| {
-            for element in (0..count).map(|i| base + offset + i * stride) {
+            for element in (0..count as isize).map(|i| base.wrapping_add_signed(offset + i * stride)) {
                 for byte in element..element + size {
                     let bit = 1 << (byte % 64);
                     fresh &= self.words[byte / 64] & bit == 0;

@@ -1,7 +1,7 @@
 //! x ← min(max(x, −limit), limit).
 //!
-//! The limit is rounded to the element's type, as torch does it; elements within it, and NaN, keep their bits. A block is read first and written
-//! only where something in it exceeds the limit.
+//! The limit is rounded to the element's type, as torch does it; elements within it, and NaN, keep their bits. A block is read first and
+//! written only where something in it exceeds the limit.
 
 use super::{Block, Map, MaxAbs};
 use crate::dtype::Element;
