@@ -81,11 +81,12 @@ def test_types_are_shipped() -> None:
     assert declared == compiled
 
 
-def test_stub_declares_what_tensor_lists_can_do() -> None:
+@pytest.mark.parametrize("kind", [_core.TensorList, _core.Moments])
+def test_stub_declares_what_classes_can_do(kind: type) -> None:
     stub = ast.parse(importlib.resources.files("normclip").joinpath("_core.pyi").read_text(encoding="utf-8"))
-    (tensor_list,) = (node for node in stub.body if isinstance(node, ast.ClassDef))
-    declared = {node.name for node in tensor_list.body if isinstance(node, ast.FunctionDef)}
-    public = {name for name in vars(_core.TensorList) if not name.startswith("_")}
+    (declaration,) = (node for node in stub.body if isinstance(node, ast.ClassDef) and node.name == kind.__name__)
+    declared = {node.name for node in declaration.body if isinstance(node, ast.FunctionDef)}
+    public = {name for name in vars(kind) if not name.startswith("_")}
     assert public == {name for name in declared if not name.startswith("_")}
 
 

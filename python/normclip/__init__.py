@@ -2,23 +2,37 @@
 
 Drop-ins for :mod:`torch.nn.utils`: :func:`clip_grad_norm_`, :func:`clip_grads_with_norm_`, :func:`clip_grad_value_` and
 :func:`get_total_norm`. For plain lists of torch tensors or NumPy arrays: :func:`total_norm`, :func:`clip_`, :func:`scale_` and
-:func:`clamp_`.
+:func:`clamp_`. In one read: :func:`stats`, :func:`grad_stats`,
+:class:`Moments`, :func:`dot`, and :func:`clip_grads_`, which clips and tells all.
 """
 
-from normclip._core import __version__, get_num_threads, set_num_threads
+from normclip._core import Moments, __version__, get_num_threads, set_num_threads
 from normclip.clip import clamp_, clip_, clip_grad_norm_, clip_grad_value_, clip_grads_with_norm_, scale_
+from normclip.clip_grads import Clipped, clip_grads_
 from normclip.norms import get_total_norm, total_norm
+from normclip.products import DotStats, dot, dot_stats
+from normclip.statistics import PerTensor, Stats, grad_stats, stats
 
 __all__ = [
+    "Clipped",
+    "DotStats",
+    "Moments",
+    "PerTensor",
+    "Stats",
     "__version__",
     "clamp_",
     "clip_",
     "clip_grad_norm_",
     "clip_grad_value_",
+    "clip_grads_",
     "clip_grads_with_norm_",
+    "dot",
+    "dot_stats",
     "get_num_threads",
     "get_total_norm",
+    "grad_stats",
     "scale_",
     "set_num_threads",
+    "stats",
     "total_norm",
 ]

@@ -24,26 +24,6 @@ Tensors: TypeAlias = "SupportsDLPack | Iterable[SupportsDLPack]"
 Parameters: TypeAlias = "torch.Tensor | Iterable[torch.Tensor]"
 
 
-def collect(tensors: Tensors, *, writable: bool) -> TensorList:
-    """The memory of one tensor or of each in an iterable."""
-    return TensorList(_listed("tensors", tensors, alone=hasattr(tensors, "__dlpack__")), writable=writable)
-
-
-def collect_grads(parameters: Parameters, *, writable: bool) -> TensorList:
-    """The memory of the gradients of one parameter or of each in an iterable that has one."""
-    return TensorList.grads(_listed("parameters", parameters, alone=hasattr(parameters, "grad")), writable=writable)
-
-
-def _listed(name: str, given: Any, *, alone: bool) -> list[Any]:
-    if alone:
-        return [given]
-    if isinstance(given, list):
-        return given
-    if not isinstance(given, Iterable):
-        raise TypeError(f"{name} is a {type(given).__name__}: pass a tensor or an iterable of tensors, such as model.parameters()")
-    return list(given)
-
-
 def check_order(name: str, value: float) -> float:
     """The order of a norm as a float.
 

@@ -17,15 +17,12 @@ from normclip._collect import (
     check_finite,
     check_limit,
     check_order,
-    collect,
-    collect_grads,
     mark_written,
 )
+from normclip._core import TensorList
 
 if TYPE_CHECKING:
     import torch
-
-    from normclip._core import TensorList
 
 # torch divides by the norm plus this, so that a norm of 0 does no harm.
 _TORCH_EPSILON = 1e-6
@@ -68,7 +65,7 @@ def clip_(tensors: Tensors, max_norm: float, ord: float = 2.0) -> torch.Tensor |
     """
     max_norm = check_limit("max_norm", max_norm)
     ord = check_order("ord", ord)
-    taken = collect(tensors, writable=max_norm < math.inf)
+    taken = TensorList(tensors, writable=max_norm < math.inf)
     norm = taken.norm(ord)
     _clip(taken, max_norm, norm)
     return as_given(norm, taken)
@@ -97,7 +94,7 @@ def scale_(tensors: Tensors, factor: float) -> None:
     factor = float(factor)
     if not math.isfinite(factor):
         raise ValueError(f"factor is {factor}: pass a finite number")
-    taken = collect(tensors, writable=True)
+    taken = TensorList(tensors, writable=True)
     if factor != 1.0:
         mark_written(taken.scale_(factor))
 
@@ -122,7 +119,7 @@ def clamp_(tensors: Tensors, limit: float) -> None:
         >>> gradient
         array([ 0.25, -0.5 ])
     """
-    mark_written(collect(tensors, writable=True).clamp_(check_limit("limit", limit)))
+    mark_written(TensorList(tensors, writable=True).clamp_(check_limit("limit", limit)))
 
 
 def clip_grad_norm_(
@@ -171,7 +168,7 @@ def clip_grad_norm_(
         parameters = list(parameters)
         if not parameters:
             warnings.warn("`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=2)
-    taken = collect_grads(parameters, writable=max_norm < math.inf)
+    taken = TensorList.grads(parameters, writable=max_norm < math.inf)
     norm = taken.norm(norm_type)
     if error_if_nonfinite:
         check_finite(norm, norm_type, taken, source="gradients from `parameters`")
@@ -206,7 +203,7 @@ def clip_grads_with_norm_(parameters: Parameters, max_norm: float, total_norm: t
     norm = float(total_norm)
     if norm < 0.0:
         raise ValueError(f"total_norm is {norm}: a norm is not negative")
-    _clip(collect_grads(parameters, writable=max_norm < math.inf), max_norm, norm + _TORCH_EPSILON)
+    _clip(TensorList.grads(parameters, writable=max_norm < math.inf), max_norm, norm + _TORCH_EPSILON)
 
 
 def clip_grad_value_(parameters: Parameters, clip_value: float, foreach: bool | None = None) -> None:
@@ -232,7 +229,7 @@ def clip_grad_value_(parameters: Parameters, clip_value: float, foreach: bool | 
         tensor([ 0.2500, -0.5000])
     """
     clip_value = check_limit("clip_value", clip_value)
-    mark_written(collect_grads(parameters, writable=True).clamp_(clip_value))
+    mark_written(TensorList.grads(parameters, writable=True).clamp_(clip_value))
 
 
 def _clip(tensors: TensorList, max_norm: float, norm: float) -> None:

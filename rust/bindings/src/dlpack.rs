@@ -1,6 +1,8 @@
-//! The C structs of DLPack 1.x, as its `dlpack.h` defines them. Enumerations are plain integers here: a producer may know more of them than we do.
+//! The C structs of DLPack 1.x, as its `dlpack.h` defines them. Enumerations are plain integers here: a producer may know more of them than
+//! we do.
 
 use std::ffi::{c_int, c_void};
+use std::{ptr, slice};
 
 /// `DLDevice`.
 #[repr(C)]
@@ -26,13 +28,36 @@ pub(crate) struct DataType {
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct Tensor {
-    pub(crate) data: *mut c_void,
+    data: *mut c_void,
     pub(crate) device: Device,
-    pub(crate) ndim: i32,
+    ndim: i32,
     pub(crate) dtype: DataType,
-    pub(crate) shape: *const i64,
-    pub(crate) strides: *const i64,
-    pub(crate) byte_offset: u64,
+    shape: *const i64,
+    strides: *const i64,
+    byte_offset: u64,
+}
+
+impl Tensor {
+    /// The address of the first element, or null.
+    pub(crate) fn start(&self) -> *mut u8 {
+        if self.data.is_null() { ptr::null_mut() } else { self.data.cast::<u8>().wrapping_add(self.byte_offset as usize) }
+    }
+
+    /// The size of each dimension.
+    pub(crate) fn shape(&self) -> &[i64] {
+        self.numbers(self.shape).unwrap_or(&[])
+    }
+
+    /// The strides in elements; None for row-major order.
+    pub(crate) fn strides(&self) -> Option<&[i64]> {
+        self.numbers(self.strides)
+    }
+
+    fn numbers(&self, start: *const i64) -> Option<&[i64]> {
+        let dimensions = usize::try_from(self.ndim).unwrap_or(0);
+        // SAFETY: DLPack promises `ndim` numbers there, alive as long as the tensor, which its owner keeps.
+        (dimensions > 0 && !start.is_null()).then(|| unsafe { slice::from_raw_parts(start, dimensions) })
+    }
 }
 
 /// `DLManagedTensor`, of capsules named "dltensor".

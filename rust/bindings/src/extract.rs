@@ -1,14 +1,13 @@
 //! A Python object → the memory of its elements, by DLPack.
 //!
-//! Three ways in, fastest first: the C exchange API that a type may carry (torch ≥ 2.10; the tensor is borrowed), the versioned capsule, which says
-//! whether writing is allowed, and the plain capsule of older producers, which does not.
+//! Three ways in, fastest first: the C exchange API that a type may carry (torch ≥ 2.10; the tensor is borrowed), the versioned capsule,
+//! which says whether writing is allowed, and the plain capsule of older producers, which does not.
 
 use std::ffi::{CStr, c_void};
 use std::mem::MaybeUninit;
-use std::slice;
 
 use normclip_core::{Dtype, TensorError, View};
-use pyo3::exceptions::{PyBufferError, PyTypeError, PyValueError};
+use pyo3::exceptions::{PyBufferError, PyException, PyTypeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyCapsule, PyCapsuleMethods, PyDict, PyType};
@@ -23,6 +22,13 @@ pub(crate) struct Extracted {
     pub(crate) write: Option<View>,
     pub(crate) owners: Vec<Py<PyAny>>,
     pub(crate) is_torch: bool,
+}
+
+/// A tensor as it was exported. It is alive as long as the object and the owner.
+pub(crate) struct Exported {
+    pub(crate) tensor: dlpack::Tensor,
+    pub(crate) owner: Option<Py<PyAny>>,
+    is_torch: bool,
 }
 
 /// What the type of an object tells.
@@ -51,25 +57,49 @@ impl<'a, 'py> Extractor<'a, 'py> {
         Ok(Self { names, torch_tensor, latest: None, writing })
     }
 
+    /// How its objects are called.
+    pub(crate) fn names(&self) -> &'a Names {
+        self.names
+    }
+
+    /// The object with torch's lazy conjugate and negative carried out: they are flags that memory does not show.
+    pub(crate) fn resolved(&mut self, object: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        if !self.facts(object)?.is_torch {
+            return Ok(object.clone());
+        }
+        let py = object.py();
+        object.call_method0(intern!(py, "resolve_conj"))?.call_method0(intern!(py, "resolve_neg"))
+    }
+
     /// The memory of the object at this index of the list.
     pub(crate) fn extract(&mut self, index: usize, object: &Bound<'py, PyAny>) -> PyResult<Extracted> {
-        let facts = self.facts(object)?;
-        let borrowed = facts.borrow.map(|borrow| borrow_tensor(object, borrow));
-        if let Some(Ok(tensor)) = &borrowed {
-            return Ok(Extracted { read: self.view(index, object, tensor)?, write: None, owners: Vec::new(), is_torch: facts.is_torch });
+        match self.tensor(index, object)? {
+            Some(Exported { tensor, owner, is_torch }) => {
+                Ok(Extracted { read: self.view(index, object, &tensor)?, write: None, owners: owner.into_iter().collect(), is_torch })
+            }
+            None => self.extract_sparse(index, object),
         }
-        // Sparse tensors have no memory of their own to lend. Asking all others whether they are sparse would take as long as borrowing.
-        if facts.is_torch && object.getattr(intern!(object.py(), "is_sparse"))?.is_truthy()? {
-            return self.extract_sparse(index, object);
+    }
+
+    /// What the object exports; None for a sparse tensor of torch, which has no memory of its own.
+    pub(crate) fn tensor(&mut self, index: usize, object: &Bound<'py, PyAny>) -> PyResult<Option<Exported>> {
+        let TypeFacts { borrow, is_torch } = self.facts(object)?;
+        let borrowed = borrow.map(|borrow| borrow_tensor(object, borrow));
+        if let Some(Ok(tensor)) = borrowed {
+            return Ok(Some(Exported { tensor, owner: None, is_torch }));
+        }
+        // Asking all tensors whether they are sparse would take as long as borrowing.
+        if is_torch && object.getattr(intern!(object.py(), "is_sparse"))?.is_truthy()? {
+            return Ok(None);
         }
         if let Some(Err(error)) = borrowed {
-            return Err(self.refusal(index, object, &error));
+            return Err(self.refusal(index, object, error));
         }
-        let (tensor, capsule, read_only) = self.capsule(index, object, facts.is_torch)?;
+        let (tensor, capsule, read_only) = self.capsule(index, object, is_torch)?;
         if self.writing && read_only {
             return Err(PyValueError::new_err(format!("{} is read-only: pass a writable copy of it", self.names.describe(index, object))));
         }
-        Ok(Extracted { read: self.view(index, object, &tensor)?, write: None, owners: vec![capsule], is_torch: facts.is_torch })
+        Ok(Some(Exported { tensor, owner: Some(capsule), is_torch }))
     }
 
     fn facts(&mut self, object: &Bound<'py, PyAny>) -> PyResult<TypeFacts> {
@@ -117,19 +147,20 @@ impl<'a, 'py> Extractor<'a, 'py> {
                 object.get_type().name()?
             )));
         };
-        let (kind, id) = device.call0()?.extract::<(i32, i32)>()?;
+        let broken = |error: PyErr| self.refusal(index, object, error);
+        let (kind, id) = device.call0().and_then(|device| device.extract::<(i32, i32)>()).map_err(broken)?;
         self.check_device(index, object, dlpack::Device { kind, id })?;
         // torch refuses to export what requires a gradient, although its memory may be read.
-        let object = if is_torch { &object.call_method0(intern!(py, "detach"))? } else { object };
+        let exporter = if is_torch { &object.call_method0(intern!(py, "detach"))? } else { object };
         let arguments = PyDict::new(py);
         arguments.set_item(intern!(py, "max_version"), (dlpack::MAJOR, 0))?;
-        let versioned = object.call_method(intern!(py, "__dlpack__"), (), Some(&arguments));
+        let versioned = exporter.call_method(intern!(py, "__dlpack__"), (), Some(&arguments));
         let exported = match versioned {
             // Producers from before version 1 do not know the argument.
-            Err(error) if error.is_instance_of::<PyTypeError>(py) => object.call_method0(intern!(py, "__dlpack__")),
+            Err(error) if error.is_instance_of::<PyTypeError>(py) => exporter.call_method0(intern!(py, "__dlpack__")),
             other => other,
         };
-        let capsule = exported.map_err(|error| self.refusal(index, object, &error))?.cast_into::<PyCapsule>()?;
+        let capsule = exported.and_then(|capsule| Ok(capsule.cast_into::<PyCapsule>()?)).map_err(broken)?;
         // The capsule is kept and never renamed, so it stays the owner and cleans up when it goes.
         let pointer = |name: &CStr| capsule.pointer_checked(Some(name));
         let (tensor, read_only) = if let Ok(managed) = pointer(c"dltensor_versioned") {
@@ -146,7 +177,7 @@ impl<'a, 'py> Extractor<'a, 'py> {
             let managed = unsafe { managed.as_ref() };
             (managed.tensor, managed.flags & dlpack::READ_ONLY != 0)
         } else {
-            let managed = pointer(c"dltensor")?.cast::<ManagedTensor>();
+            let managed = pointer(c"dltensor").map_err(broken)?.cast::<ManagedTensor>();
             // SAFETY: the name says that the capsule holds this struct.
             let tensor = unsafe { managed.as_ref() }.tensor;
             // It cannot say whether it may be written. NumPy and torch export only what may; of others (JAX) we do not know.
@@ -157,32 +188,30 @@ impl<'a, 'py> Extractor<'a, 'py> {
     }
 
     fn view(&self, index: usize, object: &Bound<'py, PyAny>, tensor: &dlpack::Tensor) -> PyResult<View> {
+        let dtype = self.dtype(index, object, tensor)?;
+        // SAFETY: a DLPack tensor describes memory that is valid while its owner lives, and `TensorList` keeps the owners. That nobody
+        // writes it meanwhile is up to the caller in Python, as with every in-place operation of NumPy and torch.
+        let view = unsafe { View::new(tensor.start(), dtype, tensor.shape(), tensor.strides()) };
+        view.map_err(|problem| self.names.fault(TensorError { index, problem }, object))
+    }
+
+    /// The element type of a tensor in memory that the CPU can read.
+    pub(crate) fn dtype(&self, index: usize, object: &Bound<'py, PyAny>, tensor: &dlpack::Tensor) -> PyResult<Dtype> {
         self.check_device(index, object, tensor.device)?;
-        let dtype = match (tensor.dtype.code, tensor.dtype.bits, tensor.dtype.lanes) {
-            (2, 16, 1) => Dtype::F16,
-            (2, 32, 1) => Dtype::F32,
-            (2, 64, 1) => Dtype::F64,
-            (4, 16, 1) => Dtype::Bf16,
-            (5, 64, 1) => Dtype::C64,
-            (5, 128, 1) => Dtype::C128,
+        match (tensor.dtype.code, tensor.dtype.bits, tensor.dtype.lanes) {
+            (2, 16, 1) => Ok(Dtype::F16),
+            (2, 32, 1) => Ok(Dtype::F32),
+            (2, 64, 1) => Ok(Dtype::F64),
+            (4, 16, 1) => Ok(Dtype::Bf16),
+            (5, 64, 1) => Ok(Dtype::C64),
+            (5, 128, 1) => Ok(Dtype::C128),
             _ => {
                 let name = self.names.describe(index, object);
-                return Err(PyTypeError::new_err(format!(
+                Err(PyTypeError::new_err(format!(
                     "{name} has an element type that normclip does not read: cast it, for example to float32"
-                )));
+                )))
             }
-        };
-        let dimensions = usize::try_from(tensor.ndim).unwrap_or(0);
-        let numbers = |start: *const i64| {
-            // SAFETY: DLPack promises `ndim` numbers there, alive as long as the tensor, which its owner keeps.
-            (dimensions > 0 && !start.is_null()).then(|| unsafe { slice::from_raw_parts(start, dimensions) })
-        };
-        let data = tensor.data.cast::<u8>().wrapping_add(tensor.byte_offset as usize);
-        let data = if tensor.data.is_null() { std::ptr::null_mut() } else { data };
-        // SAFETY: a DLPack tensor describes memory that is valid while its owner lives, and `TensorList` keeps the owners. That nobody writes it
-        // meanwhile is up to the caller in Python, as with every in-place operation of NumPy and torch.
-        let view = unsafe { View::new(data, dtype, numbers(tensor.shape).unwrap_or(&[]), numbers(tensor.strides)) };
-        view.map_err(|problem| self.names.fault(TensorError { index, problem }, object))
+        }
     }
 
     fn check_device(&self, index: usize, object: &Bound<'py, PyAny>, device: dlpack::Device) -> PyResult<()> {
@@ -197,8 +226,11 @@ impl<'a, 'py> Extractor<'a, 'py> {
         Err(PyTypeError::new_err(format!("{name} is on {place}, and normclip reads CPU memory: move it with .cpu()")))
     }
 
-    /// The producer's own refusal, with the tensor's name and its first line.
-    fn refusal(&self, index: usize, object: &Bound<'py, PyAny>, error: &PyErr) -> PyErr {
+    /// The producer's own refusal, with the tensor's name and its first line. Interrupts pass as they are.
+    fn refusal(&self, index: usize, object: &Bound<'py, PyAny>, error: PyErr) -> PyErr {
+        if !error.is_instance_of::<PyException>(object.py()) {
+            return error;
+        }
         let reason = error.value(object.py()).to_string();
         let reason = reason.lines().next().unwrap_or_default();
         let name = self.names.describe(index, object);

@@ -1,15 +1,17 @@
 //! `normclip._core`: extract, detach, call, map the error.
 //!
 //! ```text
-//! list       TensorList: the operations
+//! list · dot · moments   the operations, and what they give
 //! extract    a Python object → View, by DLPack
 //! dlpack     the C structs            names     how a tensor is called in an error
 //! threads    how many, which instruction set
 //! ```
 
 mod dlpack;
+mod dot;
 mod extract;
 mod list;
+mod moments;
 mod names;
 mod threads;
 
@@ -19,7 +21,11 @@ use pyo3::prelude::*;
 #[pymodule]
 mod _core {
     #[pymodule_export]
+    use super::dot::dot;
+    #[pymodule_export]
     use super::list::TensorList;
+    #[pymodule_export]
+    use super::moments::Moments;
     #[pymodule_export]
     use super::threads::{get_num_threads, isa, set_num_threads};
 

@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
-use normclip_core::kernels::{Clamp, Map, MaxAbs, Scale};
-use normclip_core::{Access, Team, Tensors, View, apply, nonfinite, norm, reduce};
+use normclip_core::kernels::{Clamp, Map, MaxAbs, Scale, Statistics, ZeroNonfinite};
+use normclip_core::{Access, Merge, Moments as Totals, Tensors, View, apply_each, merged, nonfinite, norm, reduce};
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::PyList;
+use pyo3::types::{PyBytes, PyList, PyString};
 
 use crate::extract::Extractor;
+use crate::moments::Moments;
 use crate::names::Names;
 use crate::threads::team;
 
@@ -31,18 +32,19 @@ pub(crate) struct TensorList {
 
 #[pymethods]
 impl TensorList {
-    /// The tensors themselves.
+    /// The tensor itself, or the tensors of an iterable.
     #[new]
     #[pyo3(signature = (tensors, *, writable = false))]
-    fn new(tensors: &Bound<'_, PyList>, writable: bool) -> PyResult<Self> {
-        Self::take(tensors.py(), Names::Tensors, tensors.iter().collect(), writable)
+    fn new(tensors: &Bound<'_, PyAny>, writable: bool) -> PyResult<Self> {
+        Self::of(tensors, writable)
     }
 
-    /// The gradients of those parameters that have one.
+    /// The gradients of a parameter, or of those parameters of an iterable that have one.
     #[staticmethod]
     #[pyo3(signature = (parameters, *, writable = false))]
-    fn grads(parameters: &Bound<'_, PyList>, writable: bool) -> PyResult<Self> {
+    fn grads(parameters: &Bound<'_, PyAny>, writable: bool) -> PyResult<Self> {
         let py = parameters.py();
+        let parameters = listed(parameters, "parameters", intern!(py, "grad"))?;
         let mut grads = Vec::with_capacity(parameters.len());
         let mut positions = Vec::with_capacity(parameters.len());
         for (position, parameter) in parameters.iter().enumerate() {
@@ -73,10 +75,40 @@ impl TensorList {
         self.read.views().iter().any(|view| view.dtype().is_double())
     }
 
+    /// The place of each in what was passed.
+    #[getter]
+    fn positions(&self) -> Vec<usize> {
+        (0..self.objects.len()).map(|index| self.names.position(index)).collect()
+    }
+
     /// The norm of all elements as one vector.
     fn norm(&self, py: Python<'_>, order: f64) -> PyResult<f64> {
         let team = team(py)?;
         Ok(py.detach(|| norm(&self.read, order, team)))
+    }
+
+    /// The moments of all; those of each group, for the group number of each tensor; and a table of float64, a row a tensor: count, zeros,
+    /// NaN, infinities, l1, l2, linf, rms, mean_abs, sign_cosine, density. All from one read.
+    #[pyo3(signature = (groups = Vec::new(), *, finite_only = false))]
+    fn statistics<'py>(
+        &self,
+        py: Python<'py>,
+        groups: Vec<usize>,
+        finite_only: bool,
+    ) -> PyResult<(Moments, Vec<Moments>, Bound<'py, PyBytes>)> {
+        let team = team(py)?;
+        let (all, grouped, table) = py.detach(|| {
+            let each = reduce(&self.read, Statistics { finite_only }, team);
+            let mut grouped = vec![Totals::EMPTY; groups.iter().max().map_or(0, |last| last + 1)];
+            for (group, moments) in groups.iter().zip(&each) {
+                grouped[*group].merge(moments);
+            }
+            // A repetition counts nothing, and reads like the tensor that it repeats.
+            let rows = self.read.first_of().iter().enumerate().map(|(index, first)| each[first.unwrap_or(index)]);
+            let table: Vec<u8> = rows.flat_map(|moments| row(&moments)).flat_map(f64::to_ne_bytes).collect();
+            (merged(each), grouped, table)
+        });
+        Ok((Moments(all), grouped.into_iter().map(Moments).collect(), PyBytes::new(py, &table)))
     }
 
     /// Name, number of NaN and number of infinities of each tensor that has some.
@@ -95,19 +127,36 @@ impl TensorList {
 
     /// Multiplies all elements. Returns the torch tensors that were written.
     fn scale_<'py>(&self, py: Python<'py>, factor: f64) -> PyResult<Bound<'py, PyList>> {
-        self.change(py, Scale { coefficient: factor })
+        self.change(py, move |_| Some(Scale { coefficient: factor }))
+    }
+
+    /// Multiplies the elements of each tensor by its own factor; None leaves it alone. Returns the torch tensors that were written.
+    fn scale_each_<'py>(&self, py: Python<'py>, factors: Vec<Option<f64>>) -> PyResult<Bound<'py, PyList>> {
+        let factor = move |index: usize| factors.get(index).copied().flatten();
+        self.change(py, move |index| factor(index).map(|coefficient| Scale { coefficient }))
     }
 
     /// Clamps all elements to [-limit, limit]. Returns the torch tensors that were written.
     fn clamp_<'py>(&self, py: Python<'py>, limit: f64) -> PyResult<Bound<'py, PyList>> {
+        self.check_elementwise(py)?;
+        self.change(py, move |_| Some(Clamp { limit }))
+    }
+
+    /// Replaces NaN and infinities by 0 in the tensors at these indices. Returns the torch tensors that were written.
+    fn zero_nonfinite_<'py>(&self, py: Python<'py>, indices: Vec<usize>) -> PyResult<Bound<'py, PyList>> {
+        self.check_elementwise(py)?;
+        self.change(py, move |index| indices.contains(&index).then_some(ZeroNonfinite))
+    }
+
+    /// Refuses what cannot be changed element by element: complex tensors, and sparse ones with repeated indices.
+    fn check_elementwise(&self, py: Python<'_>) -> PyResult<()> {
         if let Some(index) = self.uncoalesced {
             let name = self.names.describe(index, self.objects[index].bind(py));
             return Err(PyValueError::new_err(format!(
-                "{name} is sparse with repeated indices and cannot be clamped term by term: coalesce() it first"
+                "{name} is sparse with repeated indices, so its terms are not its elements: coalesce() it first"
             )));
         }
-        self.read.check_real().map_err(|error| self.names.fault(error, self.objects[error.index].bind(py)))?;
-        self.change(py, Clamp { limit })
+        self.read.check_real().map_err(|error| self.names.fault(error, self.objects[error.index].bind(py)))
     }
 
     fn __len__(&self) -> usize {
@@ -116,15 +165,28 @@ impl TensorList {
 }
 
 impl TensorList {
+    /// The tensor itself, or the tensors of an iterable.
+    pub(crate) fn of(tensors: &Bound<'_, PyAny>, writable: bool) -> PyResult<Self> {
+        let py = tensors.py();
+        Self::take(py, Names::Tensors("tensors"), listed(tensors, "tensors", intern!(py, "__dlpack__"))?, writable)
+    }
+
+    /// What is read.
+    pub(crate) fn tensors(&self) -> &Arc<Tensors> {
+        &self.read
+    }
+
     fn take(py: Python<'_>, names: Names, objects: Vec<Bound<'_, PyAny>>, writable: bool) -> PyResult<Self> {
         let mut extractor = Extractor::new(py, &names, writable)?;
-        let (mut reads, mut writes) = (Vec::with_capacity(objects.len()), Vec::<(usize, View)>::new());
+        let (mut reads, mut writes) = (Vec::<View>::with_capacity(objects.len()), Vec::<(usize, View)>::new());
         let mut owners = Vec::new();
         let mut torch = Vec::with_capacity(objects.len());
         for (index, object) in objects.iter().enumerate() {
             let extracted = extractor.extract(index, object)?;
-            reads.push(extracted.read);
-            writes.extend(extracted.write.map(|view| (index, view)));
+            // Repeated indices are added up in new memory each time: by its terms the same tensor is known again.
+            let earlier = writes.iter().find(|(_, terms)| extracted.write.as_ref() == Some(terms)).map(|(earlier, _)| *earlier);
+            reads.push(earlier.map_or(extracted.read, |earlier| reads[earlier].clone()));
+            writes.extend(extracted.write.map(|terms| (index, terms)));
             owners.extend(extracted.owners);
             torch.push(extracted.is_torch);
         }
@@ -146,14 +208,47 @@ impl TensorList {
         Ok(Self { names, objects, owners, read, write, uncoalesced, torch })
     }
 
-    fn change<'py, M: Map>(&self, py: Python<'py>, map: M) -> PyResult<Bound<'py, PyList>> {
+    fn change<'py, M: Map>(
+        &self,
+        py: Python<'py>,
+        map_of: impl Fn(usize) -> Option<M> + Send + Sync + 'static,
+    ) -> PyResult<Bound<'py, PyList>> {
         let Some(write) = &self.write else {
             return Err(PyRuntimeError::new_err("this TensorList was made for reading: make it with writable=True"));
         };
-        let team: Team = team(py)?;
-        // SAFETY: `write` was made for writing. That nobody else uses the memory meanwhile is up to the caller in Python, as with every in-place
-        // operation of NumPy and torch.
-        let changed = py.detach(|| unsafe { apply(write, map, team) });
-        PyList::new(py, changed.into_iter().filter(|&index| self.torch[index]).map(|index| &self.objects[index]))
+        let team = team(py)?;
+        // SAFETY: `write` was made for writing. That nobody else uses the memory meanwhile is up to the caller in Python, as with every
+        // in-place operation of NumPy and torch.
+        let changed = py.detach(|| unsafe { apply_each(write, map_of, team) });
+        // A repetition is written with the tensor that it repeats, and may have a version counter of its own.
+        let repetitions =
+            write.first_of().iter().enumerate().filter(|(_, first)| first.is_some_and(|first| changed.binary_search(&first).is_ok()));
+        let written = changed.iter().copied().chain(repetitions.map(|(index, _)| index));
+        PyList::new(py, written.filter(|&index| self.torch[index]).map(|index| &self.objects[index]).collect::<Vec<_>>())
     }
+}
+
+/// One object that has the attribute by itself, else those of an iterable.
+pub(crate) fn listed<'py>(given: &Bound<'py, PyAny>, name: &str, attribute: &Bound<'py, PyString>) -> PyResult<Vec<Bound<'py, PyAny>>> {
+    if let Ok(list) = given.cast::<PyList>() {
+        return Ok(list.iter().collect());
+    }
+    if given.hasattr(attribute)? {
+        return Ok(vec![given.clone()]);
+    }
+    let Ok(items) = given.try_iter() else {
+        let kind = given.get_type();
+        return Err(PyTypeError::new_err(format!(
+            "{name} is a {}: pass a tensor or an iterable of tensors, such as model.parameters()",
+            kind.name()?
+        )));
+    };
+    items.collect()
+}
+
+/// A row of the table of statistics.
+fn row(moments: &Totals) -> [f64; 11] {
+    let [count, zeros, nans, infs] = [moments.count, moments.zeros, moments.nans, moments.infs].map(|count| count as f64);
+    let (rms, mean, cosine, density) = (moments.rms(), moments.mean_abs(), moments.sign_cosine(), moments.density());
+    [count, zeros, nans, infs, moments.l1(), moments.l2(), moments.linf(), rms, mean, cosine, density]
 }

@@ -6,8 +6,8 @@ use pyo3::prelude::*;
 
 /// Where the tensors of a list come from.
 pub(crate) enum Names {
-    /// They were passed themselves.
-    Tensors,
+    /// They were passed themselves, under this name.
+    Tensors(&'static str),
     /// They are the gradients of the parameters at these positions.
     Grads(Vec<usize>),
 }
@@ -16,11 +16,19 @@ impl Names {
     /// The name of a tensor, as in `parameters[3].grad`.
     pub(crate) fn of(&self, index: usize) -> String {
         match self {
-            Self::Tensors => format!("tensors[{index}]"),
+            Self::Tensors(name) => format!("{name}[{index}]"),
             Self::Grads(positions) => match positions.get(index) {
                 Some(position) => format!("parameters[{position}].grad"),
                 None => format!("gradient {index}"),
             },
+        }
+    }
+
+    /// The place of a tensor in what was passed.
+    pub(crate) fn position(&self, index: usize) -> usize {
+        match self {
+            Self::Tensors(_) => index,
+            Self::Grads(positions) => positions.get(index).copied().unwrap_or(index),
         }
     }
 

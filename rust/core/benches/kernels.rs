@@ -1,9 +1,12 @@
 //! Kernels × instruction sets × element types, on one thread and in cache: `cargo bench -p normclip-core`.
 
 use std::hint::black_box;
+use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use normclip_core::kernels::{Abs, Block, Clamp, Count, Integer, Kernel, Map, MaxAbs, MinAbs, Real, Scale, SumOf, SumPowers, SumSquares};
+use normclip_core::kernels::{
+    Abs, Block, Clamp, Count, Integer, Kernel, Map, MaxAbs, MinAbs, Real, Scale, Statistics, SumOf, SumPowers, SumSquares,
+};
 use normclip_core::{BLOCK, Bf16, Element, F16, Isa};
 
 fn values<E: Element>() -> Vec<E> {
@@ -34,6 +37,7 @@ fn all<E: Element>(c: &mut Criterion, dtype: &str) {
     reduce::<E, _>(c, "max_abs", dtype, MaxAbs);
     reduce::<E, _>(c, "min_abs", dtype, MinAbs);
     reduce::<E, _>(c, "count", dtype, Count);
+    reduce::<E, _>(c, "statistics", dtype, Statistics { finite_only: false });
     reduce::<E, _>(c, "power_3", dtype, SumPowers(Integer::<3>));
     reduce::<E, _>(c, "power_2.5", dtype, SumPowers(Real(2.5)));
     map::<E, _>(c, "scale", dtype, Scale { coefficient: -1.0 });
@@ -49,7 +53,7 @@ fn kernels(c: &mut Criterion) {
 
 criterion_group! {
     name = benches;
-    config = Criterion::default().sample_size(20).warm_up_time(std::time::Duration::from_millis(100)).measurement_time(std::time::Duration::from_millis(300));
+    config = Criterion::default().sample_size(20).warm_up_time(Duration::from_millis(100)).measurement_time(Duration::from_millis(300));
     targets = kernels
 }
 criterion_main!(benches);

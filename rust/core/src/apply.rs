@@ -16,14 +16,28 @@ use crate::view::View;
 /// # Safety
 /// The tensors were made for [`crate::Access::Write`], and nobody else uses their memory meanwhile.
 pub unsafe fn apply<M: Map>(tensors: &Arc<Tensors>, map: M, team: Team) -> Vec<usize> {
+    // SAFETY: the caller's promise.
+    unsafe { apply_each(tensors, move |_| Some(map), team) }
+}
+
+/// As [`apply()`], with a map for each tensor, or none to leave it alone.
+///
+/// # Safety
+/// As for [`apply()`].
+pub unsafe fn apply_each<M: Map>(
+    tensors: &Arc<Tensors>,
+    map_of: impl Fn(usize) -> Option<M> + Send + Sync + 'static,
+    team: Team,
+) -> Vec<usize> {
     let team = if tensors.bytes() < WORTH_HELP { team.alone() } else { team };
     let shared = Arc::clone(tensors);
-    let spans = tensors.spans().len();
+    let spans = tensors.cut().spans();
     let changed = team.map(spans, move |piece| {
         // From the end: what a measurement has read last is still in the cache.
-        let blocks = &shared.blocks()[shared.spans()[spans - 1 - piece].clone()];
-        let change = |block: &&Block| apply_block(&shared.views()[block.tensor], **block, map, team.isa);
-        blocks.iter().filter(change).map(|block| block.tensor).collect::<Vec<_>>()
+        let blocks = shared.cut().span(spans - 1 - piece);
+        let change =
+            |block: &Block| map_of(block.tensor).is_some_and(|map| apply_block(&shared.views()[block.tensor], *block, map, team.isa));
+        blocks.iter().filter(|block| change(block)).map(|block| block.tensor).collect::<Vec<_>>()
     });
     let mut changed: Vec<usize> = changed.into_iter().flatten().collect();
     changed.sort_unstable();
@@ -45,7 +59,7 @@ fn apply_real<M: Map, E: Element>(view: &View, block: Block, map: M, isa: Isa) -
         // SAFETY: blocks of writable tensors do not overlap, each is claimed by one thread, and `apply`'s caller keeps everybody else out.
         return map.apply(isa, unsafe { &mut *numbers });
     }
-    let parts = view.dtype().size() / size_of::<E>();
+    let parts = view.dtype().parts();
     let mut buffer = [E::default(); GATHER];
     let mut changed = false;
     for position in (0..block.count).step_by(GATHER / parts) {

@@ -1,7 +1,7 @@
 //! Tensors cut into blocks of a fixed size, whatever the number of threads.
 //!
-//! A block never spans tensors, so a tensor's total does not depend on its neighbours. Small tensors are handed out several at a time: a *span*
-//! is a run of blocks that makes it worth a thread's while.
+//! A block never spans tensors, so a tensor's total does not depend on its neighbours. Small tensors are handed out several at a time: a
+//! *span* is a run of blocks that makes it worth a thread's while.
 
 use std::ops::Range;
 
@@ -16,9 +16,17 @@ pub const BLOCK: usize = 1 << 16;
 #[derive(Debug)]
 pub struct Tensors {
     views: Vec<View>,
+    /// For a repetition, the tensor that it repeats.
+    first_of: Vec<Option<usize>>,
+    cut: Cut,
+    bytes: usize,
+}
+
+/// Blocks, and spans of them.
+#[derive(Debug)]
+pub(crate) struct Cut {
     blocks: Vec<Block>,
     spans: Vec<Range<usize>>,
-    bytes: usize,
 }
 
 /// A part of a tensor.
@@ -49,14 +57,10 @@ impl Tensors {
         if access == Access::Write {
             overlap::check_writable(&views, order, &duplicates)?;
         }
-        let mut blocks = Vec::with_capacity(views.len());
-        let mut bytes = 0;
-        for (tensor, view) in views.iter().enumerate().filter(|(tensor, _)| duplicates[*tensor].is_none()) {
-            bytes += view.bytes();
-            blocks.extend((0..view.len()).step_by(BLOCK).map(|first| Block { tensor, first, count: BLOCK.min(view.len() - first) }));
-        }
-        let spans = spans(&blocks);
-        Ok(Self { views, blocks, spans, bytes })
+        let once = || views.iter().enumerate().filter(|(tensor, _)| duplicates[*tensor].is_none());
+        let cut = Cut::new(once().map(|(tensor, view)| (tensor, view.len())));
+        let bytes = once().map(|(_, view)| view.bytes()).sum();
+        Ok(Self { views, first_of: duplicates, cut, bytes })
     }
 
     /// The tensors as they were given.
@@ -66,12 +70,12 @@ impl Tensors {
 
     /// All elements, each once.
     pub fn len(&self) -> usize {
-        self.blocks.iter().map(|block| block.count).sum()
+        self.cut.blocks.iter().map(|block| block.count).sum()
     }
 
     /// Whether there are no elements.
     pub fn is_empty(&self) -> bool {
-        self.blocks.is_empty()
+        self.cut.blocks.is_empty()
     }
 
     /// Bytes of all elements, each once.
@@ -90,12 +94,40 @@ impl Tensors {
         }
     }
 
+    /// For each tensor that repeats an earlier one, the index of that.
+    pub fn first_of(&self) -> &[Option<usize>] {
+        &self.first_of
+    }
+
+    pub(crate) fn cut(&self) -> &Cut {
+        &self.cut
+    }
+}
+
+impl Cut {
+    /// Cuts up tensors, given by index and number of elements.
+    pub(crate) fn new(tensors: impl Iterator<Item = (usize, usize)>) -> Self {
+        let mut blocks = Vec::with_capacity(tensors.size_hint().1.unwrap_or(0));
+        for (tensor, len) in tensors {
+            blocks.extend((0..len).step_by(BLOCK).map(|first| Block { tensor, first, count: BLOCK.min(len - first) }));
+        }
+        let spans = spans(&blocks);
+        Self { blocks, spans }
+    }
+
+    /// All blocks, in the order of the tensors.
     pub(crate) fn blocks(&self) -> &[Block] {
         &self.blocks
     }
 
-    pub(crate) fn spans(&self) -> &[Range<usize>] {
-        &self.spans
+    /// The number of spans.
+    pub(crate) fn spans(&self) -> usize {
+        self.spans.len()
+    }
+
+    /// The blocks of a span.
+    pub(crate) fn span(&self, index: usize) -> &[Block] {
+        &self.blocks[self.spans[index].clone()]
     }
 }
 
@@ -140,10 +172,10 @@ mod tests {
         // SAFETY: all views lie in the memory, and are not read.
         let views = lens.map(|len| unsafe { View::new(memory.as_mut_ptr().cast(), Dtype::F16, &[len as i64], None).unwrap() });
         let tensors = Tensors::new(views.to_vec(), Access::Read).unwrap();
-        let blocks: Vec<_> = tensors.blocks().iter().map(|block| (block.tensor, block.first, block.count)).collect();
+        let blocks: Vec<_> = tensors.cut().blocks().iter().map(|block| (block.tensor, block.first, block.count)).collect();
         let expected = [(0, 0, BLOCK), (0, BLOCK, BLOCK), (0, 2 * BLOCK, 1), (2, 0, BLOCK), (3, 0, BLOCK - 1), (4, 0, 7)];
         assert_eq!(blocks, expected);
-        assert_eq!(tensors.spans(), [0..1, 1..2, 2..4, 4..6]);
+        assert_eq!(tensors.cut().spans, [0..1, 1..2, 2..4, 4..6]);
         assert_eq!((tensors.len(), tensors.bytes()), (4 * BLOCK + 7, 8 * BLOCK + 14));
     }
 }

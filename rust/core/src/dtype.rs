@@ -34,9 +34,9 @@ impl Dtype {
         }
     }
 
-    /// Bytes of one real number in it: its alignment, and its element size for operations that act on parts.
-    pub fn part_size(self) -> usize {
-        if self.is_complex() { self.size() / 2 } else { self.size() }
+    /// Real numbers in one element: 2 for complex types.
+    pub fn parts(self) -> usize {
+        if self.is_complex() { 2 } else { 1 }
     }
 
     /// Whether an element is a pair of real numbers.

@@ -11,7 +11,7 @@ pub enum Problem {
     Expanded,
     /// It shares memory with the tensor at this index without being the same.
     Overlaps(usize),
-    /// It is complex, and the operation is not defined for complex numbers.
+    /// It is complex, and the operation is defined for real numbers only.
     Complex,
 }
 
@@ -34,7 +34,7 @@ impl fmt::Display for Problem {
             Self::Overlaps(other) => {
                 write!(f, "shares part of its memory with tensor {other}: pass tensors that do not overlap, such as copies")
             }
-            Self::Complex => f.write_str("is complex, and clamping is defined for real numbers only: clamp its real view"),
+            Self::Complex => f.write_str("is complex, and this is defined for real numbers only: pass a real view of it, such as torch.view_as_real"),
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! norm                  one number from totals
-//! reduce · apply        lists of tensors → totals; → the same tensors, changed
+//! reduce · dot · apply  lists of tensors → totals; pairs of them → products; → the same tensors, changed
 //! pool                  threads that claim pieces          strict   IEEE mode while they work
 //! blocks                tensors cut into blocks            overlap  which tensors share memory
 //! kernels               one file an algorithm, written once
@@ -17,6 +17,7 @@
 
 mod apply;
 mod blocks;
+mod dot;
 mod dtype;
 mod error;
 mod isa;
@@ -31,12 +32,13 @@ mod simd;
 mod strict;
 mod view;
 
-pub use apply::apply;
+pub use apply::{apply, apply_each};
 pub use blocks::{Access, BLOCK, Tensors};
+pub use dot::{Pairs, dot};
 pub use dtype::{Bf16, Dtype, Element, F16};
 pub use error::{Problem, TensorError};
 pub use isa::{Isa, IsaError, Op};
-pub use moments::{Largest, Merge, Smallest, Squares, Sum, merged};
+pub use moments::{Largest, Merge, Moments, Smallest, Squares, Sum, merged};
 pub use norm::{nonfinite, norm};
 pub use pool::Team;
 pub use reduce::reduce;

@@ -27,11 +27,11 @@ pub(crate) fn load<E: Element>(view: &View, first: usize, buffer: &mut [E]) {
         // SAFETY: the runs hold exactly as many elements as the buffer, so `target` advances to its end and no further; sources are
         // elements of the view. Bytes are copied, so neither side needs alignment, and every bit pattern is an element.
         unsafe {
-            if stride == size {
+            if stride == size as isize {
                 target.copy_from_nonoverlapping(source, count * size);
             } else {
                 for i in 0..count {
-                    copy_element(source.add(i * stride), target.add(i * size), size);
+                    copy_element(source.offset(i as isize * stride), target.add(i * size), size);
                 }
             }
             target = target.add(count * size);
@@ -50,7 +50,7 @@ pub(crate) unsafe fn store<E: Element>(view: &View, first: usize, buffer: &[E]) 
         // SAFETY: as in `load` with the sides exchanged; the caller vouches for exclusive use.
         unsafe {
             for i in 0..count {
-                copy_element(source.add(i * size), target.add(i * stride), size);
+                copy_element(source.add(i * size), target.offset(i as isize * stride), size);
             }
             source = source.add(count * size);
         }
@@ -74,6 +74,6 @@ unsafe fn copy_element(source: *const u8, target: *mut u8, size: usize) {
     }
 }
 
-fn copy_runs(view: &View, first: usize, count: usize, mut copy: impl FnMut(*mut u8, usize, usize)) {
-    view.for_each_run(first, count, |offset, count, stride| copy(view.start().wrapping_add(offset), count, stride));
+fn copy_runs(view: &View, first: usize, count: usize, mut copy: impl FnMut(*mut u8, usize, isize)) {
+    view.for_each_run(first, count, |offset, count, stride| copy(view.start().wrapping_offset(offset), count, stride));
 }

@@ -31,7 +31,7 @@ impl Merge for u64 {
     }
 }
 
-/// A sum of non-negative numbers, as the unevaluated sum of two f64.
+/// A sum, as the unevaluated sum of two f64.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sum {
     high: f64,
@@ -102,6 +102,12 @@ impl Squares {
     /// Sums in this range are safe: squares that underflow to less than 2⁻¹⁰⁷⁴ do not matter in them, and no number of them overflows.
     pub(crate) const SAFE: RangeInclusive<f64> = f64::from_bits((1023 - 900) << 52)..=f64::from_bits((1023 + 900) << 52);
 
+    /// The sum itself, for what is not squares but products of two vectors.
+    pub fn value(&self) -> f64 {
+        let [small, medium, large] = [self.small, self.medium, self.large].map(Sum::value);
+        large * Self::UP * Self::UP + (medium + small * Self::DOWN * Self::DOWN)
+    }
+
     /// √Σx².
     pub fn norm(&self) -> f64 {
         let [small, medium, large] = [self.small, self.medium, self.large].map(Sum::value);
@@ -151,5 +157,105 @@ impl Merge for Smallest {
         if other.0 < self.0 || other.0.is_nan() {
             *self = *other;
         }
+    }
+}
+
+/// What the statistics of a gradient are derived from. Merging is associative to the last bit of every derived figure, but for sums that
+/// happen to lie within 2⁻¹⁰⁰ of a rounding border.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Moments {
+    /// Number of elements.
+    pub count: u64,
+    /// Elements equal to 0.
+    pub zeros: u64,
+    /// Elements that are NaN.
+    pub nans: u64,
+    /// Elements that are inf or −inf.
+    pub infs: u64,
+    /// Σ|x|.
+    pub sum_abs: Sum,
+    /// Σx².
+    pub squares: Squares,
+    /// max|x|.
+    pub largest: Largest,
+}
+
+impl Merge for Moments {
+    const EMPTY: Self =
+        Self { count: 0, zeros: 0, nans: 0, infs: 0, sum_abs: Sum::EMPTY, squares: Squares::EMPTY, largest: Largest::EMPTY };
+
+    fn merge(&mut self, other: &Self) {
+        self.count += other.count;
+        self.zeros += other.zeros;
+        self.nans += other.nans;
+        self.infs += other.infs;
+        self.sum_abs.merge(&other.sum_abs);
+        self.squares.merge(&other.squares);
+        self.largest.merge(&other.largest);
+    }
+}
+
+impl Moments {
+    /// Numbers in the array form.
+    pub const LEN: usize = 13;
+
+    /// Σ|x|.
+    pub fn l1(&self) -> f64 {
+        self.sum_abs.value()
+    }
+
+    /// √Σx².
+    pub fn l2(&self) -> f64 {
+        self.squares.norm()
+    }
+
+    /// max|x|.
+    pub fn linf(&self) -> f64 {
+        self.largest.0
+    }
+
+    /// √(Σx² / count); NaN for no elements.
+    pub fn rms(&self) -> f64 {
+        self.l2() / (self.count as f64).sqrt()
+    }
+
+    /// Σ|x| / count; NaN for no elements.
+    pub fn mean_abs(&self) -> f64 {
+        self.l1() / self.count as f64
+    }
+
+    /// cos(sign x, x) = Σ|x| / (√(count − zeros) · √Σx²), with sign(0) = 0; NaN for a zero or non-finite vector.
+    pub fn sign_cosine(&self) -> f64 {
+        self.ratio(self.count - self.zeros)
+    }
+
+    /// (Σ|x|)² / (count · Σx²); NaN for a zero or non-finite vector.
+    pub fn density(&self) -> f64 {
+        self.ratio(self.count).powi(2)
+    }
+
+    /// Σ|x| / (√n · √Σx²), which is at most 1 but for rounding.
+    fn ratio(&self, n: u64) -> f64 {
+        let (l1, l2) = (self.l1(), self.l2());
+        if l2.is_finite() && l2 > 0.0 { l1 / (n as f64).sqrt() / l2 } else { f64::NAN }
+    }
+
+    /// count, zeros, nans, infs; Σ|x| as two numbers; Σx² at three scales as six; max|x|.
+    pub fn to_array(&self) -> [f64; Self::LEN] {
+        let Squares { small, medium, large } = self.squares;
+        let [count, zeros, nans, infs] = [self.count, self.zeros, self.nans, self.infs].map(|count| count as f64);
+        let sums = [self.sum_abs, small, medium, large];
+        let [a, s, m, l] = sums;
+        [count, zeros, nans, infs, a.high, a.low, s.high, s.low, m.high, m.low, l.high, l.low, self.largest.0]
+    }
+
+    /// What [`Moments::to_array`] has made.
+    pub fn from_array(array: [f64; Self::LEN]) -> Self {
+        let [count, zeros, nans, infs, rest @ ..] = array;
+        let [count, zeros, nans, infs] = [count, zeros, nans, infs].map(|count| count as u64);
+        let [ah, al, sh, sl, mh, ml, lh, ll, largest] = rest;
+        let sum = |high, low| Sum { high, low };
+        let squares = Squares { small: sum(sh, sl), medium: sum(mh, ml), large: sum(lh, ll) };
+        Self { count, zeros, nans, infs, sum_abs: sum(ah, al), squares, largest: Largest(largest) }
     }
 }

@@ -1,7 +1,7 @@
 //! Norms of a list of tensors, as one vector.
 //!
-//! NaN anywhere makes any norm NaN. Otherwise an infinity makes norms of positive order infinite, counts as one element in order 0, and adds
-//! nothing to a negative order. No elements: 0.
+//! NaN anywhere makes any norm NaN. Otherwise an infinity makes norms of positive order infinite, counts as one element in order 0, and
+//! adds nothing to a negative order. No elements: 0.
 
 use std::sync::Arc;
 
@@ -10,6 +10,7 @@ use crate::kernels::{Abs, Count, Counts, Integer, Kernel, MaxAbs, MinAbs, Real, 
 use crate::moments::merged;
 use crate::pool::Team;
 use crate::reduce::reduce;
+use crate::strict::StrictFloats;
 
 /// ‖x‖ of the given order: (Σ|x|^p)^(1/p), max|x| for ∞, min|x| for −∞, the number of elements that are not 0 for 0.
 ///
@@ -18,6 +19,7 @@ pub fn norm(tensors: &Arc<Tensors>, order: f64, team: Team) -> f64 {
     if tensors.is_empty() {
         return 0.0;
     }
+    let _strict = StrictFloats::enter();
     if order == 2.0 {
         total(tensors, SumSquares, team).norm()
     } else if order == 1.0 {

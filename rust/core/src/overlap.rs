@@ -65,13 +65,12 @@ fn check_cluster(views: &[View], cluster: &[Place]) -> Result<(), TensorError> {
     let mut used = Bytes::new(begin, end);
     for index in indices() {
         if !used.mark(&views[index]) {
-            let meets = |other: &usize| {
+            let fits = |others: &[usize]| {
                 let mut bytes = Bytes::new(begin, end);
-                bytes.mark(&views[*other]);
-                !bytes.mark(&views[index])
+                others.iter().chain([&index]).all(|&other| bytes.mark(&views[other]))
             };
-            let problem = indices().take_while(|&other| other != index).find(meets).map_or(Problem::Expanded, Problem::Overlaps);
-            return Err(TensorError { index, problem });
+            let other = indices().take_while(|&other| other != index).find(|&other| fits(&[]) && !fits(&[other]));
+            return Err(TensorError { index, problem: other.map_or(Problem::Expanded, Problem::Overlaps) });
         }
     }
     Ok(())
@@ -94,7 +93,7 @@ impl Bytes {
         let size = view.dtype().size();
         let mut fresh = true;
         view.for_each_run(0, view.len(), |offset, count, stride| {
-            for element in (0..count).map(|i| base + offset + i * stride) {
+            for element in (0..count as isize).map(|i| base.wrapping_add_signed(offset + i * stride)) {
                 for byte in element..element + size {
                     let bit = 1 << (byte % 64);
                     fresh &= self.words[byte / 64] & bit == 0;

@@ -1,8 +1,8 @@
 //! Threads: a team that claims work piece by piece.
 //!
-//! The calling thread always works, and helpers from a rayon pool join it when they wake. It waits for pieces that were claimed, never for helpers
-//! that were not needed: when another library's threads keep a core busy, the caller just does more of the work itself. The pool belongs to a
-//! process id, because a forked child inherits the memory of its parent's pool but none of its threads.
+//! The calling thread always works, and helpers from a rayon pool join it when they wake. It waits for pieces that were claimed, never for
+//! helpers that were not needed: when another library's threads keep a core busy, the caller just does more of the work itself. The pool
+//! belongs to a process id, because a forked child inherits the memory of its parent's pool but none of its threads.
 
 use std::num::NonZero;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
@@ -106,8 +106,8 @@ fn pool(threads: usize) -> Option<&'static ThreadPool> {
         pool: ThreadPool,
     }
     static CURRENT: AtomicPtr<Owned> = AtomicPtr::new(std::ptr::null_mut());
-    // Without locks: a fork may come while another thread would hold one. A pool that is replaced is leaked; threads may still be using it, and
-    // it happens once a fork or when the number of threads grows.
+    // Without locks: a fork may come while another thread would hold one. A pool that is replaced is leaked; threads may still be using it,
+    // and it happens once a fork or when the number of threads grows.
     loop {
         let seen = CURRENT.load(Ordering::Acquire);
         // SAFETY: non-null pointers come from `Box::leak` below and are never freed.

@@ -9,6 +9,7 @@ use crate::kernels::{self, GATHER, Kernel};
 use crate::memory;
 use crate::moments::Merge;
 use crate::pool::Team;
+use crate::strict::StrictFloats;
 use crate::view::View;
 
 /// Below this many bytes waking a helper takes longer than the work.
@@ -18,14 +19,15 @@ pub(crate) const WORTH_HELP: usize = 1 << 20;
 ///
 /// The result has the same bits for any team.
 pub fn reduce<K: Kernel>(tensors: &Arc<Tensors>, kernel: K, team: Team) -> Vec<K::Total> {
+    let _strict = StrictFloats::enter();
     let team = if tensors.bytes() < WORTH_HELP { team.alone() } else { team };
     let shared = Arc::clone(tensors);
-    let spans = team.map(tensors.spans().len(), move |span| {
-        let blocks = &shared.blocks()[shared.spans()[span].clone()];
+    let spans = team.map(tensors.cut().spans(), move |span| {
+        let blocks = shared.cut().span(span);
         blocks.iter().map(|block| reduce_block(&shared.views()[block.tensor], *block, kernel, team.isa)).collect::<Vec<_>>()
     });
     let mut totals = vec![K::Total::EMPTY; tensors.views().len()];
-    for (block, total) in tensors.blocks().iter().zip(spans.iter().flatten()) {
+    for (block, total) in tensors.cut().blocks().iter().zip(spans.iter().flatten()) {
         totals[block.tensor].merge(total);
     }
     totals
@@ -49,7 +51,7 @@ fn elements<E: Element>(view: &View, block: Block, isa: Isa) -> kernels::Block<'
     match memory::slice::<E>(view, block) {
         Some(slice) => kernels::Block::slice(isa, slice),
         None => {
-            let parts = view.dtype().size() / size_of::<E>();
+            let parts = view.dtype().parts();
             kernels::Block::gather(isa, block.count * parts, move |position, buffer| {
                 memory::load(view, block.first + position / parts, buffer);
             })

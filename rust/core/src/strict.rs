@@ -1,7 +1,7 @@
 //! IEEE arithmetic, whatever the thread was set to.
 //!
-//! `torch.set_flush_denormal(True)` makes the calling thread treat subnormal numbers as zero, and the helpers may or may not have inherited it.
-//! Results must not depend on that, and half precision is widened by way of subnormals.
+//! `torch.set_flush_denormal(True)` makes the calling thread treat subnormal numbers as zero, and the helpers may or may not have inherited
+//! it. Results must not depend on that, and half precision is widened by way of subnormals.
 
 use std::marker::PhantomData;
 
@@ -49,8 +49,8 @@ mod mode {
     }
 
     pub(super) fn set(mode: Mode) {
-        // SAFETY: loads a value that came from the register, with control bits changed. Rust code between `enter` and `drop` runs in the mode that
-        // the language assumes; afterwards the thread is as it was found.
+        // SAFETY: loads a value that came from the register, with control bits changed. Rust code between `enter` and `drop` runs in the
+        // mode that the language assumes; afterwards the thread is as it was found.
         unsafe { asm!("ldmxcsr [{}]", in(reg) &raw const mode, options(nostack, readonly, preserves_flags)) };
     }
 }

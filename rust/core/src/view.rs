@@ -2,16 +2,17 @@
 //!
 //! A [`View`] is made from the shape and strides that a framework reports and keeps only what a kernel needs: dimensions of one
 //! element gone, negative strides turned round, neighbours merged, the widest stride first. So every dense tensor, transposed or
-//! not, becomes one contiguous run, and equal memory makes equal views. The order of elements within a tensor is not kept: nothing
-//! that is computed here depends on it.
+//! not, becomes one contiguous run, and equal memory makes equal views. The order of elements within a tensor is not kept, as no
+//! norm depends on it; where two tensors are read in step, both are described together.
 
+use std::array;
 use std::cmp::Reverse;
 
 use crate::dtype::Dtype;
 use crate::error::Problem;
 
 /// One tensor's memory.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct View {
     start: *mut u8,
     dtype: Dtype,
@@ -20,19 +21,20 @@ pub struct View {
 }
 
 /// How the elements lie.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 enum Layout {
     /// One after the other.
+    #[default]
     Contiguous,
-    /// In nested loops, the widest stride first. Strides are in bytes and not negative.
+    /// In nested loops, the widest stride first. Strides are in bytes, and not negative where the tensor was described alone.
     Strided(Box<[Dim]>),
 }
 
 /// One loop of a strided layout.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Dim {
     size: usize,
-    stride: usize,
+    stride: isize,
 }
 
 // SAFETY: a View is an address with a description. Whoever makes one promises (see `View::new`) that the memory may be used from any
@@ -51,8 +53,8 @@ impl View {
     /// If there are fewer strides than dimensions.
     ///
     /// # Safety
-    /// While the view is in use by this crate, every element that shape and strides reach from `data` must be valid for reads, and for writes
-    /// where the view is passed to [`apply()`](crate::apply()), and nobody else may write it.
+    /// While the view is in use by this crate, every element that shape and strides reach from `data` must be valid for reads, and for
+    /// writes where the view is passed to [`apply()`](crate::apply()), and nobody else may write it.
     pub unsafe fn new(data: *mut u8, dtype: Dtype, shape: &[i64], strides: Option<&[i64]>) -> Result<Self, Problem> {
         let len = shape.iter().map(|&size| size.max(0) as usize).product();
         if len > 0 && data.is_null() {
@@ -63,9 +65,42 @@ impl View {
             && len > 1
             && !is_row_major(shape, strides)
         {
-            (view.start, view.layout) = normalize(data, dtype.size(), shape, strides);
+            let ([offset], [layout]) = normalize([dtype.size()], shape, [strides]);
+            (view.start, view.layout) = (data.wrapping_offset(offset), layout);
         }
         Ok(view)
+    }
+
+    /// Describes two tensors of the same shape so that their elements are met in the same order.
+    ///
+    /// # Errors
+    /// [`Problem::NullData`] for elements without memory, and which of the two, 0 or 1.
+    ///
+    /// # Panics
+    /// If there are fewer strides than dimensions.
+    ///
+    /// # Safety
+    /// As for [`View::new`], for both tensors.
+    pub unsafe fn pair(
+        data: [*mut u8; 2],
+        dtype: [Dtype; 2],
+        shape: &[i64],
+        strides: [Option<&[i64]>; 2],
+    ) -> Result<[Self; 2], (usize, Problem)> {
+        let len = shape.iter().map(|&size| size.max(0) as usize).product();
+        if let Some(index) = data.iter().position(|data| len > 0 && data.is_null()) {
+            return Err((index, Problem::NullData));
+        }
+        let row_major = row_major_strides(shape);
+        let strides = strides.map(|strides| strides.unwrap_or(&row_major));
+        let (offsets, layouts) = if len > 1 { normalize(dtype.map(Dtype::size), shape, strides) } else { Default::default() };
+        let mut layouts = layouts.into_iter();
+        Ok(array::from_fn(|k| Self {
+            start: data[k].wrapping_offset(offsets[k]),
+            dtype: dtype[k],
+            len,
+            layout: layouts.next().unwrap_or_default(),
+        }))
     }
 
     /// The element type.
@@ -97,7 +132,7 @@ impl View {
     pub(crate) fn end(&self) -> usize {
         let reach: usize = match &self.layout {
             Layout::Contiguous => self.len.saturating_sub(1) * self.dtype.size(),
-            Layout::Strided(dims) => dims.iter().map(|dim| (dim.size - 1) * dim.stride).sum(),
+            Layout::Strided(dims) => dims.iter().map(|dim| (dim.size - 1) * dim.stride.unsigned_abs()).sum(),
         };
         self.start as usize + if self.len == 0 { 0 } else { reach + self.dtype.size() }
     }
@@ -111,25 +146,27 @@ impl View {
         let Layout::Strided(dims) = &self.layout else { return true };
         let mut reach = self.dtype.size();
         dims.iter().rev().all(|dim| {
-            let fits = dim.stride >= reach;
-            reach += (dim.size - 1) * dim.stride;
+            let stride = dim.stride.unsigned_abs();
+            let fits = stride >= reach;
+            reach += (dim.size - 1) * stride;
             fits
         })
     }
 
-    /// Calls `visit(offset, count, stride)` for the runs, all in bytes but the count, that hold the elements `first .. first + count` in the view's order.
-    pub(crate) fn for_each_run(&self, first: usize, count: usize, mut visit: impl FnMut(usize, usize, usize)) {
+    /// Calls `visit(offset, count, stride)` for the runs, all in bytes but the count, that hold the elements `first .. first + count` in
+    /// the view's order.
+    pub(crate) fn for_each_run(&self, first: usize, count: usize, mut visit: impl FnMut(isize, usize, isize)) {
         let size = self.dtype.size();
         let Layout::Strided(dims) = &self.layout else {
-            return visit(first * size, count, size);
+            return visit((first * size) as isize, count, size as isize);
         };
         let Some((inner, outer)) = dims.split_last() else { return };
         let (mut position, end) = (first, first + count);
         while position < end {
             let (mut row, column) = (position / inner.size, position % inner.size);
-            let mut offset = column * inner.stride;
+            let mut offset = column as isize * inner.stride;
             for dim in outer.iter().rev() {
-                offset += row % dim.size * dim.stride;
+                offset += (row % dim.size) as isize * dim.stride;
                 row /= dim.size;
             }
             let run = (inner.size - column).min(end - position);
@@ -148,31 +185,45 @@ fn is_row_major(shape: &[i64], strides: &[i64]) -> bool {
     })
 }
 
-fn normalize(data: *mut u8, item: usize, shape: &[i64], strides: &[i64]) -> (*mut u8, Layout) {
-    assert!(strides.len() >= shape.len(), "{} strides for {} dimensions", strides.len(), shape.len());
-    let mut start = data;
-    let mut dims: Vec<Dim> = Vec::with_capacity(shape.len());
-    for (&size, &stride) in shape.iter().zip(strides).filter(|(size, _)| **size != 1) {
-        let (size, stride) = (size as usize, stride as isize * item as isize);
-        if stride < 0 {
-            start = start.wrapping_offset(stride * (size as isize - 1));
-        }
-        dims.push(Dim { size, stride: stride.unsigned_abs() });
+fn row_major_strides(shape: &[i64]) -> Vec<i64> {
+    let mut strides = vec![1; shape.len()];
+    for axis in (1..shape.len()).rev() {
+        strides[axis - 1] = strides[axis] * shape[axis];
     }
-    dims.sort_by_key(|dim| Reverse(dim.stride));
-    let mut merged: Vec<Dim> = Vec::with_capacity(dims.len());
-    for dim in dims {
-        match merged.last_mut() {
-            Some(outer) if outer.stride == dim.stride * dim.size => {
-                *outer = Dim { size: outer.size * dim.size, stride: dim.stride };
+    strides
+}
+
+/// Shape and strides (in elements of `item` bytes) of K tensors of the same shape → for each the offset of its first byte and its loops,
+/// which walk all of them in step.
+fn normalize<const K: usize>(item: [usize; K], shape: &[i64], strides: [&[i64]; K]) -> ([isize; K], [Layout; K]) {
+    assert!(strides.iter().all(|strides| strides.len() >= shape.len()), "fewer strides than dimensions");
+    let mut offsets = [0; K];
+    let mut loops: Vec<(usize, [isize; K])> = Vec::with_capacity(shape.len());
+    for (axis, &size) in shape.iter().enumerate().filter(|(_, size)| **size != 1) {
+        let mut steps: [isize; K] = array::from_fn(|k| strides[k][axis] as isize * item[k] as isize);
+        if steps[0] < 0 {
+            for (offset, step) in offsets.iter_mut().zip(&mut steps) {
+                *offset += *step * (size as isize - 1);
+                *step = -*step;
             }
-            _ => merged.push(dim),
+        }
+        loops.push((size as usize, steps));
+    }
+    loops.sort_by_key(|(_, steps)| Reverse(steps[0]));
+    let mut merged: Vec<(usize, [isize; K])> = Vec::with_capacity(loops.len());
+    for (size, steps) in loops {
+        match merged.last_mut() {
+            Some((outer, outer_steps)) if *outer_steps == steps.map(|step| step * size as isize) => {
+                (*outer, *outer_steps) = (*outer * size, steps);
+            }
+            _ => merged.push((size, steps)),
         }
     }
-    match merged.as_slice() {
-        [dim] if dim.stride == item => (start, Layout::Contiguous),
-        _ => (start, Layout::Strided(merged.into())),
-    }
+    let layout = |k: usize| match merged.as_slice() {
+        [(_, steps)] if steps[k] == item[k] as isize => Layout::Contiguous,
+        _ => Layout::Strided(merged.iter().map(|&(size, steps)| Dim { size, stride: steps[k] }).collect()),
+    };
+    (offsets, array::from_fn(layout))
 }
 
 #[cfg(test)]
@@ -201,7 +252,7 @@ mod tests {
         let mut seen = Vec::new();
         for first in (0..24).step_by(7) {
             strided.for_each_run(first, 7.min(24 - first), |offset, count, stride| {
-                seen.extend((0..count).map(|i| (offset + i * stride) / 4));
+                seen.extend((0..count as isize).map(|i| ((offset + i * stride) / 4) as usize));
             });
         }
         seen.sort_unstable();

@@ -183,6 +183,7 @@ fn nothing_and_only_infinities() {
             let expected = if order == 0.0 { 3.0 } else { f64::INFINITY };
             // Of negative order too: an infinity adds nothing to the sum, and nothing to the power of −1 is infinite.
             assert_eq!(norm(&to_read([&tensor]), order, alone()), expected, "order {order} of {}", dtype.name());
+            assert_eq!(norm(&to_read([&tensor, &tensor, &Tensor::dense(dtype, 0, 0)]), order, alone()), expected, "order {order}");
         }
         assert!(norm(&to_read([&tensor]), f64::NAN, alone()).is_nan(), "order NaN of {}", dtype.name());
     }

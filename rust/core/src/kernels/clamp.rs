@@ -1,9 +1,9 @@
 //! x ← min(max(x, −limit), limit).
 //!
-//! The limit is rounded to the element's type, as torch does it; elements within it, and NaN, keep their bits. A block is read first and written
-//! only where something in it exceeds the limit.
+//! The limit is rounded to the element's type, as torch does it; elements within it, and NaN, keep their bits. A block is read first and
+//! written only where something in it exceeds the limit.
 
-use super::{Block, Map, MaxAbs};
+use super::Map;
 use crate::dtype::Element;
 use crate::isa::{Isa, Op};
 use crate::simd::Simd;
@@ -17,14 +17,28 @@ pub struct Clamp {
 
 impl Map for Clamp {
     fn apply<E: Element>(self, isa: Isa, elements: &mut [E]) -> bool {
-        let limit = E::narrow(self.limit);
-        let largest = Block::slice(isa, elements).pass(MaxAbs).0;
-        // NaN hides what else the block holds.
-        let exceeds = largest > limit.wide() || largest.is_nan();
+        let limit = E::narrow(self.limit).abs_bits();
+        let exceeds = isa.run(Exceeds { limit, elements });
         if exceeds {
-            isa.run(Bound { limit: limit.abs_bits(), elements });
+            isa.run(Bound { limit, elements });
         }
         exceeds
+    }
+}
+
+struct Exceeds<'a, E: Element> {
+    limit: E::Bits,
+    elements: &'a [E],
+}
+
+impl<E: Element> Op for Exceeds<'_, E> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn call<S: Simd>(self, _simd: S) -> bool {
+        let infinity = E::narrow(f64::INFINITY).abs_bits();
+        let beyond = |x: &E| (x.abs_bits() > self.limit) & (x.abs_bits() <= infinity);
+        self.elements.iter().fold(0_u32, |count, x| count + u32::from(beyond(x))) > 0
     }
 }
 

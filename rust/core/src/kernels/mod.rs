@@ -1,24 +1,30 @@
 //! The kernels: one file an algorithm, each written once for all element types and instruction sets.
 //!
-//! A reducing [`Kernel`] says how elements are added to its state and what total the state gives; sums of floats go through [`SumOf`], which has a fixed
-//! number of lanes and a fixed fold, so that their bits do not depend on the width of the CPU's vectors. Strides, blocks and threads are dealt with elsewhere.
-//! A [`Map`] changes elements one by one and has nothing to keep in order.
+//! A reducing [`Kernel`] says how elements are added to its state and what total the state gives; sums of floats go through [`SumOf`],
+//! which has a fixed number of lanes and a fixed fold, so that their bits do not depend on the width of the CPU's vectors. Strides, blocks
+//! and threads are dealt with elsewhere. A [`Map`] changes elements one by one and has nothing to keep in order.
 
 mod clamp;
 mod count;
+mod dot;
 mod extremes;
 mod power;
 mod scale;
 mod squares;
+mod statistics;
 pub(crate) mod sum;
+mod zero;
 
 pub use clamp::Clamp;
 pub use count::{Count, Counts};
+pub use dot::{Products, dot};
 pub use extremes::{MaxAbs, MinAbs};
 pub use power::{Integer, PowerSum, Real, SumPowers};
 pub use scale::Scale;
 pub use squares::SumSquares;
+pub use statistics::Statistics;
 pub use sum::{Abs, SumOf, Term};
+pub use zero::ZeroNonfinite;
 
 use crate::dtype::Element;
 use crate::isa::{Isa, Op};
@@ -83,6 +89,26 @@ impl<'a, E: Element> Block<'a, E> {
     /// A block whose elements `fill(position, buffer)` brings together.
     pub(crate) fn gather(isa: Isa, len: usize, fill: impl Fn(usize, &mut [E]) + 'a) -> Self {
         Self { isa, elements: Elements::Gather { len, fill: Box::new(fill) } }
+    }
+
+    /// The same block with 0 in place of every NaN and infinity. Nothing is written.
+    pub(crate) fn finite(&self) -> Block<'_, E> {
+        let infinity = E::narrow(f64::INFINITY).abs_bits();
+        let len = match &self.elements {
+            Elements::Slice(elements) => elements.len(),
+            Elements::Gather { len, .. } => *len,
+        };
+        Block::gather(self.isa, len, move |position, buffer| {
+            match &self.elements {
+                Elements::Slice(elements) => buffer.copy_from_slice(&elements[position..position + buffer.len()]),
+                Elements::Gather { fill, .. } => fill(position, buffer),
+            }
+            for x in buffer {
+                if x.abs_bits() >= infinity {
+                    *x = E::default();
+                }
+            }
+        })
     }
 
     /// Reads the block once.

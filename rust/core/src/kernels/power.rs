@@ -1,8 +1,9 @@
 //! Σ|x|^p for any real p but 0.
 //!
-//! Input f16, bf16, f32, f64 → f64 lanes → a [`PowerSum`] a block. NaN passes through; 0^p is infinite for negative p and inf^p is 0. A power is
-//! within (2 + |p·log₂x|) · 2⁻⁵² of the true one, so the norm, which is a p-th root, is within 1e-13 for sums in plain range. A block whose sum
-//! comes close to overflow or underflow is read again relative to its largest (for negative p: smallest) element, whose power is then 1.
+//! Input f16, bf16, f32, f64 → f64 lanes → a [`PowerSum`] a block. NaN passes through; 0^p is infinite for negative p and inf^p is 0. A
+//! power is within (2 + |p·log₂x|) · 2⁻⁵² of the true one, so the norm, which is a p-th root, is within 1e-13 for sums in plain range. A
+//! block whose sum comes close to overflow or underflow is read again relative to its largest (for negative p: smallest) element, whose
+//! power is then 1.
 
 use super::sum::LANES;
 use super::{Block, Kernel, MaxAbs, MinAbs, SumOf, Term};
@@ -144,11 +145,11 @@ impl Merge for PowerSum {
     const EMPTY: Self = Self { exponent: 1.0, scale: 1.0, sum: Sum::EMPTY };
 
     fn merge(&mut self, other: &Self) {
-        if other.sum == Sum::EMPTY {
-            return;
-        }
         if self.sum == Sum::EMPTY {
             *self = *other;
+            return;
+        }
+        if other.sum == Sum::EMPTY {
             return;
         }
         // The scale of the larger terms stays, so that nothing overflows.
@@ -169,20 +170,20 @@ pub struct SumPowers<P>(pub P);
 
 impl<P: Power> Kernel for SumPowers<P> {
     type Total = PowerSum;
-    type State<E: Element> = [f64; LANES];
+    type State<E: Element> = [[f64; LANES]; 1];
 
     #[inline(always)]
-    fn start<E: Element>(self) -> [f64; LANES] {
+    fn start<E: Element>(self) -> [[f64; LANES]; 1] {
         SumOf(self.0).start::<E>()
     }
 
     #[inline(always)]
-    fn add<E: Element, S: Simd>(self, simd: S, state: &mut [f64; LANES], elements: &[E]) {
+    fn add<E: Element, S: Simd>(self, simd: S, state: &mut [[f64; LANES]; 1], elements: &[E]) {
         SumOf(self.0).add(simd, state, elements);
     }
 
     #[inline(always)]
-    fn finish<E: Element>(self, state: [f64; LANES]) -> PowerSum {
+    fn finish<E: Element>(self, state: [[f64; LANES]; 1]) -> PowerSum {
         PowerSum { exponent: self.0.exponent(), scale: 1.0, sum: SumOf(self.0).finish::<E>(state) }
     }
 

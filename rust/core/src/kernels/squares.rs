@@ -1,7 +1,8 @@
 //! Σx².
 //!
-//! As [`SumOf`], with the squares of 16- and 32-bit types exact in f64. Squares of f64 are rounded once (multiply, then add: never fused), and a
-//! block whose plain sum comes close to overflow or underflow is read again at a scale that fits, so they neither overflow nor underflow.
+//! As [`SumOf`], with the squares of 16- and 32-bit types exact in f64. Squares of f64 are rounded once (multiply, then add: never fused),
+//! and a block whose plain sum comes close to overflow or underflow is read again at a scale that fits, so they neither overflow nor
+//! underflow.
 
 use super::sum::LANES;
 use super::{Block, Kernel, SumOf, Term};
@@ -15,28 +16,35 @@ pub struct SumSquares;
 
 impl Kernel for SumSquares {
     type Total = Squares;
-    type State<E: Element> = [f64; LANES];
+    type State<E: Element> = [[f64; LANES]; 1];
     const READS_PARTS: bool = true;
 
     #[inline(always)]
-    fn start<E: Element>(self) -> [f64; LANES] {
+    fn start<E: Element>(self) -> [[f64; LANES]; 1] {
         SumOf(Square).start::<E>()
     }
 
     #[inline(always)]
-    fn add<E: Element, S: Simd>(self, simd: S, state: &mut [f64; LANES], elements: &[E]) {
+    fn add<E: Element, S: Simd>(self, simd: S, state: &mut [[f64; LANES]; 1], elements: &[E]) {
         SumOf(Square).add(simd, state, elements);
     }
 
     #[inline(always)]
-    fn finish<E: Element>(self, state: [f64; LANES]) -> Squares {
+    fn finish<E: Element>(self, state: [[f64; LANES]; 1]) -> Squares {
         Squares { medium: SumOf(Square).finish::<E>(state), ..Squares::EMPTY }
     }
 
     fn block<E: Element>(self, block: &Block<'_, E>) -> Squares {
         let plain = block.pass(self);
+        if E::EXACT_SQUARES { plain } else { self.rescaled(plain, block) }
+    }
+}
+
+impl SumSquares {
+    /// The plain sum of a block of f64, or where that left the safe range, one taken at another scale.
+    pub(super) fn rescaled<E: Element>(self, plain: Squares, block: &Block<'_, E>) -> Squares {
         let sum = plain.medium.value();
-        if E::EXACT_SQUARES || sum.is_nan() || Squares::SAFE.contains(&sum) {
+        if sum.is_nan() || Squares::SAFE.contains(&sum) {
             plain
         } else if sum > 1.0 {
             Squares { large: block.pass(SumOf(ScaledSquare(Squares::DOWN))), ..Squares::EMPTY }

@@ -18,46 +18,76 @@ pub trait Term: Copy + Send + Sync + 'static {
     fn of(self, x: f64) -> f64;
 }
 
+/// Several terms of each element, for several sums in one pass.
+pub(super) trait Terms<const N: usize>: Copy {
+    /// The terms of the element x. Must be `#[inline(always)]`.
+    fn all(self, x: f64) -> [f64; N];
+}
+
+impl<T: Term> Terms<1> for T {
+    #[inline(always)]
+    fn all(self, x: f64) -> [f64; 1] {
+        [self.of(x)]
+    }
+}
+
+/// Adds the terms of each element to its lanes.
+#[inline(always)]
+pub(super) fn add_terms<const N: usize, E: Element, S: Simd>(simd: S, terms: impl Terms<N>, lanes: &mut [[f64; LANES]; N], elements: &[E]) {
+    let (rows, tail) = elements.as_chunks::<LANES>();
+    // Copies of fixed size, so that rows and lanes become vector registers.
+    let mut registers = *lanes;
+    for &row in rows {
+        for (i, x) in E::widen(simd, row).into_iter().enumerate() {
+            let terms = terms.all(x);
+            for n in 0..N {
+                registers[n][i] += terms[n];
+            }
+        }
+    }
+    *lanes = registers;
+    for (i, x) in tail.iter().enumerate() {
+        let terms = terms.all(x.wide());
+        for n in 0..N {
+            lanes[n][i] += terms[n];
+        }
+    }
+}
+
+/// Adds the lanes in a fixed tree: halves onto halves.
+#[inline(always)]
+pub(super) fn fold(mut lanes: [f64; LANES]) -> Sum {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] += lanes[i + width];
+        }
+        width /= 2;
+    }
+    Sum::of(lanes[0])
+}
+
 /// The sum of a term.
 #[derive(Clone, Copy)]
 pub struct SumOf<T>(pub T);
 
 impl<T: Term> Kernel for SumOf<T> {
     type Total = Sum;
-    type State<E: Element> = [f64; LANES];
+    type State<E: Element> = [[f64; LANES]; 1];
 
     #[inline(always)]
-    fn start<E: Element>(self) -> [f64; LANES] {
-        [0.0; LANES]
+    fn start<E: Element>(self) -> [[f64; LANES]; 1] {
+        [[0.0; LANES]]
     }
 
     #[inline(always)]
-    fn add<E: Element, S: Simd>(self, simd: S, lanes: &mut [f64; LANES], elements: &[E]) {
-        let (rows, tail) = elements.as_chunks::<LANES>();
-        // Copies of fixed size, so that rows and lanes become vector registers.
-        let mut registers = *lanes;
-        for &row in rows {
-            for (lane, x) in registers.iter_mut().zip(E::widen(simd, row)) {
-                *lane += self.0.of(x);
-            }
-        }
-        *lanes = registers;
-        for (lane, x) in lanes.iter_mut().zip(tail) {
-            *lane += self.0.of(x.wide());
-        }
+    fn add<E: Element, S: Simd>(self, simd: S, lanes: &mut [[f64; LANES]; 1], elements: &[E]) {
+        add_terms(simd, self.0, lanes, elements);
     }
 
-    // A fixed tree: halves onto halves.
     #[inline(always)]
-    fn finish<E: Element>(self, mut lanes: [f64; LANES]) -> Sum {
-        let mut width = LANES / 2;
-        while width > 0 {
-            for i in 0..width {
-                lanes[i] += lanes[i + width];
-            }
-            width /= 2;
-        }
-        Sum::of(lanes[0])
+    fn finish<E: Element>(self, [lanes]: [[f64; LANES]; 1]) -> Sum {
+        fold(lanes)
     }
 }
 

@@ -117,7 +117,7 @@ impl Tensor {
     }
 
     fn part_offsets(&self) -> Vec<usize> {
-        let (size, part) = (self.dtype.size(), self.dtype.part_size());
+        let (size, part) = (self.dtype.size(), self.dtype.size() / self.dtype.parts());
         self.offsets().into_iter().flat_map(|offset| (offset..offset + size).step_by(part)).collect()
     }
 

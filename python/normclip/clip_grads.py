@@ -1,0 +1,142 @@
+"""Clipping that also tells all about the gradients, from the same read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import numpy as np
+
+from normclip._collect import Parameters, check_limit, mark_written
+from normclip.statistics import Groups, Stats, measure, take_grads
+
+if TYPE_CHECKING:
+    import torch
+
+    from normclip._core import Moments
+
+Nonfinite: TypeAlias = Literal["propagate", "raise", "skip", "zero"]
+
+_NORMS: dict[float, str] = {1.0: "l1", 2.0: "l2", math.inf: "linf"}
+
+
+@dataclass(frozen=True, eq=False)
+class Clipped:
+    """What :func:`clip_grads_` has found and done.
+
+    Attributes:
+        norm: The norm of all gradients before clipping.
+        coefficient: What the gradients were multiplied by; with limits by group see ``coefficients``.
+        coefficients: What the gradients of each group were multiplied by.
+        stats: The statistics of the gradients before clipping. Where non-finite elements were replaced by 0, of those with the zeros in
+            place; ``nans`` and ``infs`` still tell how many there were.
+        found_inf: Whether there were NaN or infinite elements.
+        skipped: Whether the gradients were left alone because of them. Skip the optimizer's step then.
+    """
+
+    norm: float
+    coefficient: float
+    coefficients: Mapping[str, float]
+    stats: Stats
+    found_inf: bool
+    skipped: bool
+
+
+def clip_grads_(
+    parameters: torch.nn.Module | Parameters | Iterable[tuple[str, torch.nn.Parameter]],
+    max_norm: float | None = None,
+    *,
+    limits: Mapping[str, float] | None = None,
+    groups: Groups | None = None,
+    norm_type: float = 2.0,
+    nonfinite: Nonfinite = "propagate",
+    per_tensor: bool = False,
+) -> Clipped:
+    r"""Clip gradients, together or by groups, and tell all about them, from one read.
+
+    .. math:: g \leftarrow g \cdot \min\Big(1, \frac{\gamma}{\|g\|_p}\Big)
+
+    exactly, without torch's epsilon, for all gradients g together or for those of each group with a limit.
+
+    Args:
+        parameters: A module, parameters, or pairs of name and parameter, as for :func:`normclip.grad_stats`.
+        max_norm: The limit γ ≥ 0 of all gradients together.
+        limits: Instead of ``max_norm``: the limit of each group, which is clipped by its own norm. Groups without a limit are left alone.
+        groups: As for :func:`normclip.stats`.
+        norm_type: The order p: 1, 2 or ``inf``.
+        nonfinite: What to do about NaN and infinite elements. ``"propagate"``: as torch, a norm of NaN makes all gradients NaN and an
+            infinite one makes them 0. ``"raise"``: change nothing and raise. ``"skip"``: change nothing and say so in the result.
+            ``"zero"``: replace them by 0 before the norm is taken, which writes to the affected tensors only.
+        per_tensor: Also give the figures of each tensor.
+
+    Returns:
+        Norm, coefficients, statistics, and whether there were non-finite elements.
+
+    Raises:
+        RuntimeError: There are non-finite elements and ``nonfinite`` is ``"raise"``; the message names every tensor that has some. Nothing
+            has changed.
+        TypeError: As for :func:`normclip.clip_grad_norm_`, or a gradient is complex and ``nonfinite`` is ``"zero"``.
+        ValueError: A limit is negative or NaN or belongs to no group, none or both of ``max_norm`` and ``limits`` are given, or a gradient
+            cannot be written. Nothing has changed.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(2, 1)
+        >>> model(torch.tensor([3.0, 4.0])).sum().backward()
+        >>> clipped = clip_grads_(model, limits={"weights": 1.0}, groups={"weights": ["weight"]})
+        >>> clipped.coefficients
+        {'weights': 0.2, 'rest': 1.0}
+        >>> clipped.stats.count, model.weight.grad
+        (3, tensor([[0.6000, 0.8000]]))
+    """
+    if (max_norm is None) == (limits is None):
+        raise ValueError("pass either max_norm, for all gradients together, or limits, for groups of them")
+    if norm_type not in _NORMS:
+        raise ValueError(f"norm_type is {norm_type}: choose 1, 2 or inf")
+    if nonfinite not in ("propagate", "raise", "skip", "zero"):
+        raise ValueError(f"nonfinite is {nonfinite!r}: choose 'propagate', 'raise', 'skip' or 'zero'")
+    limits = {} if limits is None else {group: check_limit(f"limits[{group!r}]", limit) for group, limit in limits.items()}
+    max_norm = math.inf if max_norm is None else check_limit("max_norm", max_norm)
+
+    taken, names = take_grads(parameters, writable=True)
+    if nonfinite == "zero":
+        taken.check_elementwise()
+    stats, table, member_of = measure(taken, names, per_tensor=per_tensor, orders=(), groups=groups, finite_only=nonfinite == "zero")
+    unknown = [group for group in limits if group not in stats.groups]
+    if unknown and names:
+        raise ValueError(f"limits names the groups {unknown}, and the gradients are in {list(stats.groups)}")
+
+    nans, infs = table[:, 2], table[:, 3]
+    affected = np.flatnonzero(nans + infs)
+    found_inf = len(affected) > 0
+    if found_inf and nonfinite == "raise":
+        described = ", ".join(f"{names[i]} ({nans[i]:.0f} NaN, {infs[i]:.0f} inf)" for i in affected)
+        raise RuntimeError(f"gradients are not finite, and nothing was clipped: {described}. Choose nonfinite='skip' or 'zero' to go on")
+    skipped = found_inf and nonfinite == "skip"
+    if found_inf and nonfinite == "zero":
+        mark_written(taken.zero_nonfinite_(affected.tolist()))
+
+    coefficient = 1.0 if skipped else _coefficient(stats.moments, max_norm, norm_type)
+    coefficients = {
+        group: 1.0 if skipped else _coefficient(moments, limits.get(group, math.inf), norm_type) for group, moments in stats.groups.items()
+    }
+    # Not `< 1`: NaN has to reach the gradients.
+    if not coefficient >= 1.0:
+        mark_written(taken.scale_(coefficient))
+    elif not all(coefficient >= 1.0 for coefficient in coefficients.values()):
+        mark_written(taken.scale_each_([None if coefficients[group] >= 1.0 else coefficients[group] for group in member_of]))
+    return Clipped(
+        norm=getattr(stats, _NORMS[norm_type]),
+        coefficient=coefficient,
+        coefficients=coefficients,
+        stats=stats,
+        found_inf=found_inf,
+        skipped=skipped,
+    )
+
+
+def _coefficient(moments: Moments, limit: float, norm_type: float) -> float:
+    norm: float = getattr(moments, _NORMS[norm_type])
+    return 1.0 if limit == math.inf or norm <= limit else limit / norm

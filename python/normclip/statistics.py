@@ -1,0 +1,270 @@
+"""All statistics of many tensors from one read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from normclip._collect import Parameters, Tensors, check_order
+from normclip._core import Moments, TensorList
+
+if TYPE_CHECKING:
+    import torch
+
+Groups: TypeAlias = "Mapping[str, Sequence[str]] | Callable[[str], str]"
+
+REST = "rest"
+"""The group of tensors that no other group names."""
+
+_FIGURES = ("count", "zeros", "nans", "infs", "l1", "l2", "linf", "rms", "mean_abs", "sign_cosine", "density")
+
+
+@dataclass(frozen=True, eq=False)
+class PerTensor:
+    """The figures of :class:`Stats` of each tensor: arrays with one element a tensor, in the order in which the tensors were given."""
+
+    names: tuple[str, ...]
+    count: npt.NDArray[np.float64]
+    zeros: npt.NDArray[np.float64]
+    nans: npt.NDArray[np.float64]
+    infs: npt.NDArray[np.float64]
+    l1: npt.NDArray[np.float64]
+    l2: npt.NDArray[np.float64]
+    linf: npt.NDArray[np.float64]
+    rms: npt.NDArray[np.float64]
+    mean_abs: npt.NDArray[np.float64]
+    sign_cosine: npt.NDArray[np.float64]
+    density: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Stats:
+    r"""Statistics of a list of tensors as one vector x of N elements. ``print`` it for a table.
+
+    Attributes:
+        count: N.
+        zeros: Elements equal to 0.
+        nans: Elements that are NaN.
+        infs: Elements that are infinite.
+        l1: :math:`\sum_i |x_i|`.
+        l2: :math:`\sqrt{\sum_i x_i^2}`.
+        linf: :math:`\max_i |x_i|`.
+        rms: :math:`\|x\|_2 / \sqrt N`.
+        mean_abs: :math:`\|x\|_1 / N`.
+        sign_cosine: :math:`\cos(\operatorname{sign} x, x) = \|x\|_1 / (\sqrt{N - \text{zeros}}\, \|x\|_2)`; NaN for a zero or non-finite x.
+        density: :math:`\|x\|_1^2 / (N \|x\|_2^2)` (Bernstein et al. 2018); NaN likewise.
+        moments: What these are derived from, to be merged with those of other tensors.
+        norms: The norms of further orders that were asked for.
+        groups: The moments of each group that was asked for.
+        per_tensor: The figures of each tensor, if they were asked for.
+    """
+
+    count: int
+    zeros: int
+    nans: int
+    infs: int
+    l1: float
+    l2: float
+    linf: float
+    rms: float
+    mean_abs: float
+    sign_cosine: float
+    density: float
+    moments: Moments
+    norms: Mapping[float, float] = dataclasses.field(default_factory=dict)
+    groups: Mapping[str, Moments] = dataclasses.field(default_factory=dict)
+    per_tensor: PerTensor | None = None
+
+    def top(self, k: int, by: str = "l2") -> list[tuple[str, float]]:
+        """The k tensors with the largest figure of this name: name and figure, NaN first.
+
+        Raises:
+            ValueError: There is no figure of this name, or the statistics were taken without ``per_tensor=True``.
+        """
+        if self.per_tensor is None:
+            raise ValueError("there are no figures of single tensors: take the statistics with per_tensor=True")
+        if by not in _FIGURES:
+            raise ValueError(f"by is {by!r}: choose one of {', '.join(_FIGURES)}")
+        figures = getattr(self.per_tensor, by)
+        order = np.argsort(-np.where(np.isnan(figures), np.inf, figures), kind="stable")[:k]
+        return [(self.per_tensor.names[i], float(figures[i])) for i in order]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All figures as plain Python values, ready for JSON or a logger."""
+        plain: dict[str, Any] = {figure: getattr(self, figure) for figure in _FIGURES}
+        if self.norms:
+            plain["norms"] = dict(self.norms)
+        if self.groups:
+            plain["groups"] = {group: _figures(moments) for group, moments in self.groups.items()}
+        if self.per_tensor is not None:
+            columns = [getattr(self.per_tensor, figure).tolist() for figure in _FIGURES]
+            rows = zip(self.per_tensor.names, *columns, strict=True)
+            plain["per_tensor"] = {name: dict(zip(_FIGURES, figures, strict=True)) for name, *figures in rows}
+        return plain
+
+    def __str__(self) -> str:
+        rows = [("all", *_figures(self.moments).values())]
+        rows += [(f"group {group}", *_figures(moments).values()) for group, moments in self.groups.items()]
+        if self.per_tensor is not None:
+            rows += zip(self.per_tensor.names, *(getattr(self.per_tensor, figure) for figure in _FIGURES), strict=True)
+        cells = [("", *_FIGURES), *((name, *map(_cell, figures)) for name, *figures in rows)]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in cells]
+        lines += [f"norm of order {order:g}: {norm:.6g}" for order, norm in self.norms.items()]
+        return "\n".join(lines)
+
+
+def _figures(moments: Moments) -> dict[str, Any]:
+    return {figure: getattr(moments, figure) for figure in _FIGURES}
+
+
+def _cell(figure: float) -> str:
+    return f"{figure:.4g}" if isinstance(figure, float) and not figure.is_integer() else f"{figure:.0f}"
+
+
+def stats(
+    tensors: Tensors,
+    *,
+    names: Sequence[str] | None = None,
+    per_tensor: bool = False,
+    norms: Iterable[float] = (),
+    groups: Groups | None = None,
+) -> Stats:
+    """Counts, norms, means and sign statistics of many tensors as one vector, from one read.
+
+    Args:
+        tensors: As for :func:`normclip.total_norm`. Complex numbers count by their absolute value.
+        names: A name for each tensor; their positions otherwise.
+        per_tensor: Also give the figures of each tensor.
+        norms: Orders of further norms, of the whole. Each costs one more read.
+        groups: Also give the moments of groups of tensors: a function from a tensor's name to its group, or a mapping from groups to names,
+            which may hold the wildcards ``*`` and ``?``. A tensor belongs to the first group that names it, and to the group "rest" if none
+            does.
+
+    Returns:
+        The figures, exact as :func:`normclip.total_norm` is.
+
+    Raises:
+        TypeError: As for :func:`normclip.total_norm`.
+        ValueError: There are not as many names as tensors, a group names no tensor, or an order is NaN.
+
+    Example:
+        >>> import numpy as np
+        >>> figures = stats([np.array([3.0, 0.0]), np.array([-4.0])], names=["a", "b"], per_tensor=True)
+        >>> figures.l2, figures.zeros, figures.top(1)
+        (5.0, 1, [('b', 4.0)])
+        >>> print(figures)
+             count  zeros  nans  infs  l1  l2  linf    rms  mean_abs  sign_cosine  density
+        all      3      1     0     0   7   5     4  2.887     2.333       0.9899   0.6533
+        a        2      1     0     0   3   3     3  2.121       1.5            1      0.5
+        b        1      0     0     0   4   4     4      4         4            1        1
+    """
+    orders = [check_order("norms", order) for order in norms]
+    taken = TensorList(tensors)
+    return measure(taken, _named(taken, names), per_tensor=per_tensor, orders=orders, groups=groups)[0]
+
+
+def grad_stats(
+    parameters: torch.nn.Module | Parameters | Iterable[tuple[str, torch.nn.Parameter]],
+    *,
+    per_tensor: bool = False,
+    norms: Iterable[float] = (),
+    groups: Groups | None = None,
+) -> Stats:
+    """The statistics of the gradients of a model, from one read.
+
+    Args:
+        parameters: A module, parameters, or pairs of name and parameter. Those without a gradient are passed over. Without names,
+            parameters are named by their position.
+        per_tensor: As for :func:`stats`.
+        norms: As for :func:`stats`.
+        groups: As for :func:`stats`.
+
+    Returns:
+        The figures, as :func:`stats` gives them.
+
+    Raises:
+        TypeError, ValueError: As for :func:`stats`.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(2, 1)
+        >>> model(torch.tensor([3.0, 4.0])).sum().backward()
+        >>> grad_stats(model, groups={"matrices": ["*weight"]}).groups["matrices"].l2
+        5.0
+    """
+    orders = [check_order("norms", order) for order in norms]
+    taken, names = take_grads(parameters, writable=False)
+    return measure(taken, names, per_tensor=per_tensor, orders=orders, groups=groups)[0]
+
+
+def take_grads(
+    parameters: torch.nn.Module | Parameters | Iterable[tuple[str, torch.nn.Parameter]], *, writable: bool
+) -> tuple[TensorList, tuple[str, ...]]:
+    """The gradients of a module, of parameters or of named parameters, with their names."""
+    given: list[Any]
+    if hasattr(parameters, "named_parameters"):
+        given = list(parameters.named_parameters())
+    else:
+        given = [parameters] if hasattr(parameters, "grad") else list(parameters)
+    pairs = [item if isinstance(item, tuple) else (str(position), item) for position, item in enumerate(given)]
+    taken = TensorList.grads([parameter for _, parameter in pairs], writable=writable)
+    return taken, tuple(pairs[position][0] for position in taken.positions)
+
+
+def measure(
+    taken: TensorList,
+    names: tuple[str, ...],
+    *,
+    per_tensor: bool,
+    orders: Sequence[float],
+    groups: Groups | None,
+    finite_only: bool = False,
+) -> tuple[Stats, npt.NDArray[np.float64], list[str]]:
+    """The statistics of tensors; the table that they are taken from, a row a tensor and a column a figure; and the group of each tensor."""
+    member_of = [] if groups is None else assign(groups, names)
+    labels = list(dict.fromkeys(member_of))
+    numbers = {label: number for number, label in enumerate(labels)}
+    moments, grouped, raw = taken.statistics([numbers[label] for label in member_of], finite_only=finite_only)
+    table = np.frombuffer(raw).reshape(-1, len(_FIGURES))
+    found = Stats(
+        **_figures(moments),
+        moments=moments,
+        norms={order: taken.norm(order) for order in orders},
+        groups=dict(zip(labels, grouped, strict=True)),
+        per_tensor=PerTensor(names, *table.T) if per_tensor else None,
+    )
+    return found, table, member_of
+
+
+def assign(groups: Groups, names: Sequence[str]) -> list[str]:
+    """The group of each name.
+
+    Raises:
+        ValueError: A group names no tensor.
+    """
+    if callable(groups):
+        return [groups(name) for name in names]
+    for group, patterns in groups.items():
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise ValueError(f"group {group!r} names {pattern!r}, and no tensor is called so: the names are {', '.join(names[:5])}, …")
+
+    def group_of(name: str) -> str:
+        return next((group for group, patterns in groups.items() if any(fnmatchcase(name, pattern) for pattern in patterns)), REST)
+
+    return [group_of(name) for name in names]
+
+
+def _named(taken: TensorList, names: Sequence[str] | None) -> tuple[str, ...]:
+    if names is None:
+        return tuple(map(str, range(len(taken))))
+    if len(names) != len(taken):
+        raise ValueError(f"{len(names)} names for {len(taken)} tensors: pass one for each")
+    return tuple(names)

@@ -1,0 +1,67 @@
+//! The inner product of two lists of tensors.
+
+use std::sync::Arc;
+
+use normclip_core::{Dtype, Pairs, TensorError, View};
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::intern;
+use pyo3::prelude::*;
+
+use crate::extract::{Exported, Extractor};
+use crate::list::listed;
+use crate::names::Names;
+use crate::threads::team;
+
+/// Σxy, √Σx², √Σy² and the cosine of two tensors, or of the tensors of two iterables, in one read of both.
+#[pyfunction]
+pub(crate) fn dot(xs: &Bound<'_, PyAny>, ys: &Bound<'_, PyAny>) -> PyResult<(f64, f64, f64, f64)> {
+    let py = xs.py();
+    let dlpack = intern!(py, "__dlpack__");
+    let (xs, ys) = (listed(xs, "xs", dlpack)?, listed(ys, "ys", dlpack)?);
+    if xs.len() != ys.len() {
+        return Err(PyValueError::new_err(format!(
+            "xs has {} tensors and ys has {}: pass as many of both, in the same order",
+            xs.len(),
+            ys.len()
+        )));
+    }
+    let names = [Names::Tensors("xs"), Names::Tensors("ys")];
+    let mut sides = [Extractor::new(py, &names[0], false)?, Extractor::new(py, &names[1], false)?];
+    let mut owners = Vec::new();
+    let mut pairs = Vec::with_capacity(xs.len());
+    for (index, (x, y)) in xs.iter().zip(&ys).enumerate() {
+        let objects = [sides[0].resolved(x)?, sides[1].resolved(y)?];
+        let [x, y] = &mut sides;
+        let exported = [export(x, index, &objects[0])?, export(y, index, &objects[1])?];
+        pairs.push(pair(index, &objects, &exported, &names)?);
+        owners.push((objects, exported));
+    }
+    let team = team(py)?;
+    let products = py.detach(|| normclip_core::dot(&Arc::new(Pairs::new(pairs)), team));
+    // The memory was in use until here.
+    drop(owners);
+    Ok((products.xy.value(), products.xx.norm(), products.yy.norm(), products.cosine()))
+}
+
+fn export<'py>(side: &mut Extractor<'_, 'py>, index: usize, object: &Bound<'py, PyAny>) -> PyResult<(Exported, Dtype)> {
+    let Some(exported) = side.tensor(index, object)? else {
+        return Err(PyTypeError::new_err(format!("{} is sparse: pass it dense, with .to_dense()", side.names().describe(index, object))));
+    };
+    let dtype = side.dtype(index, object, &exported.tensor)?;
+    Ok((exported, dtype))
+}
+
+fn pair(index: usize, objects: &[Bound<'_, PyAny>; 2], exported: &[(Exported, Dtype); 2], names: &[Names; 2]) -> PyResult<[View; 2]> {
+    let [(x, x_dtype), (y, y_dtype)] = exported;
+    let (x, y) = (&x.tensor, &y.tensor);
+    let both = || format!("{} and {}", names[0].describe(index, &objects[0]), names[1].describe(index, &objects[1]));
+    if x.shape() != y.shape() {
+        return Err(PyValueError::new_err(format!("{} have different shapes: pass pairs of the same shape", both())));
+    }
+    if x_dtype.is_complex() != y_dtype.is_complex() {
+        return Err(PyTypeError::new_err(format!("{} are complex and real: cast the real one to complex", both())));
+    }
+    // SAFETY: as for `TensorList`; the owners live until the product is there.
+    let views = unsafe { View::pair([x.start(), y.start()], [*x_dtype, *y_dtype], x.shape(), [x.strides(), y.strides()]) };
+    views.map_err(|(side, problem)| names[side].fault(TensorError { index, problem }, &objects[side]))
+}

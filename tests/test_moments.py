@@ -1,0 +1,140 @@
+"""Moments: what they hold, how they merge and travel."""
+
+import itertools
+import math
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from normclip import Moments
+from support.oracle import assert_near, exact_norm, magnitudes
+from support.tensors import REAL_DTYPES, Recipe, recipes
+
+FIGURES = ("count", "zeros", "nans", "infs", "l1", "l2", "linf", "rms", "mean_abs", "sign_cosine", "density")
+
+
+def figures(moments: Moments) -> list[float]:
+    return [getattr(moments, figure) for figure in FIGURES]
+
+
+def same(a: list[float], b: list[float]) -> bool:
+    return np.array_equal(np.array(a, np.float64), np.array(b, np.float64), equal_nan=True)
+
+
+@given(st.lists(recipes(), max_size=4))
+def test_figures_against_the_oracle(given_recipes: list[Recipe]) -> None:
+    tensors = [recipe.make() for recipe in given_recipes]
+    moments = Moments.of(tensors)
+    sizes = np.concatenate([magnitudes(tensor) for tensor in tensors]) if tensors else np.empty(0)
+    assert moments.count == sizes.size
+    assert moments.zeros == np.count_nonzero(sizes == 0)
+    assert moments.nans == np.count_nonzero(np.isnan(sizes))
+    assert moments.infs == np.count_nonzero(np.isinf(sizes))
+    for order, figure in ((1.0, moments.l1), (2.0, moments.l2), (math.inf, moments.linf)):
+        assert_near(figure, exact_norm(tensors, order))
+
+
+@pytest.mark.parametrize("dtype", REAL_DTYPES)
+def test_sign_statistics(dtype: str) -> None:
+    array = Recipe(dtype, 200_000, library="torch", zeros=0.25).make()
+    wide = array.double().numpy().astype(np.longdouble)
+    moments = Moments.of(array)
+    l1, l2 = np.abs(wide).sum(), np.sqrt((wide * wide).sum())
+    assert moments.sign_cosine == pytest.approx(float(l1 / (np.sqrt(np.longdouble(np.count_nonzero(wide))) * l2)), rel=1e-12)
+    assert moments.density == pytest.approx(float(l1 * l1 / (wide.size * l2 * l2)), rel=1e-12)
+    assert moments.rms == pytest.approx(float(l2 / np.sqrt(np.longdouble(wide.size))), rel=1e-12)
+    assert moments.mean_abs == pytest.approx(float(l1 / wide.size), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("draw", "cosine"),
+    [
+        (lambda rng: rng.standard_normal(1_000_000), math.sqrt(2 / math.pi)),
+        (lambda rng: rng.laplace(size=1_000_000), 1 / math.sqrt(2)),
+        (lambda rng: rng.uniform(-1, 1, 1_000_000), math.sqrt(3) / 2),
+        (lambda rng: np.eye(1, 1000)[0], 1.0),
+    ],
+    ids=["Gaussian", "Laplace", "uniform", "one-hot"],
+)
+def test_sign_cosine_of_distributions(draw, cosine: float) -> None:
+    assert Moments.of(draw(np.random.default_rng(0))).sign_cosine == pytest.approx(cosine, abs=2e-3)
+
+
+def test_sign_cosine_with_zeros() -> None:
+    """With a quarter of zeros the true cosine stays, and the square root of the density falls."""
+    values = np.random.default_rng(0).standard_normal(1_000_000)
+    values[::4] = 0.0
+    moments = Moments.of(values)
+    assert moments.sign_cosine == pytest.approx(0.798, abs=2e-3)
+    assert math.sqrt(moments.density) == pytest.approx(0.691, abs=2e-3)
+
+
+@pytest.mark.parametrize("values", [[0.0, 0.0], [1.0, math.nan], [1.0, -math.inf], []])
+def test_sign_statistics_without_a_direction(values: list[float]) -> None:
+    moments = Moments.of(np.array(values))
+    assert math.isnan(moments.sign_cosine)
+    assert math.isnan(moments.density)
+
+
+@given(st.lists(recipes(), min_size=1, max_size=6), st.data())
+def test_any_split_at_tensor_borders_gives_the_same_bits(given_recipes: list[Recipe], data: st.DataObject) -> None:
+    tensors = [recipe.make() for recipe in given_recipes]
+    whole = Moments.of(tensors)
+    parts = [Moments.of(tensor) for tensor in tensors]
+    while len(parts) > 1:
+        at = data.draw(st.integers(0, len(parts) - 2))
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    assert same(figures(parts[0]), figures(whole))
+
+
+@given(recipes(), st.lists(st.floats(0, 1), max_size=5))
+def test_any_split_within_a_tensor(recipe: Recipe, cuts: list[float]) -> None:
+    flat = recipe.make().reshape(-1)
+    borders = [0, *sorted(int(cut * len(flat)) for cut in cuts), len(flat)]
+    whole = Moments.of(flat)
+    merged = sum((Moments.of(flat[a:b]) for a, b in itertools.pairwise(borders)), Moments())
+    assert figures(merged)[:4] == figures(whole)[:4]
+    assert same([merged.linf], [whole.linf])
+    # Each figure is within 1e-15 or so of the exact one; lanes are filled otherwise, so the last bits may differ.
+    np.testing.assert_allclose(figures(merged)[4:], figures(whole)[4:], rtol=2e-14)
+
+
+@given(st.lists(recipes(), max_size=3))
+def test_arrays_and_pickles_carry_everything(given_recipes: list[Recipe]) -> None:
+    moments = Moments.of([recipe.make() for recipe in given_recipes])
+    array = moments.to_array()
+    assert array.shape == (13,)
+    assert array.dtype == np.float64
+    for copy in (Moments.from_array(array), Moments.from_array(array.tolist()), pickle.loads(pickle.dumps(moments))):
+        assert same(copy.to_array().tolist(), array.tolist())
+
+
+def test_equality_and_hash() -> None:
+    a, b = Moments.of(np.ones(3)), Moments.of(np.array([1.0, -1.0, 1.0]))
+    assert a == b
+    assert hash(a) == hash(b)
+    assert a != a + b
+    assert Moments() + a == a
+
+
+@pytest.mark.parametrize("array", [[0.0] * 12, [0.0] * 14, [-1.0] + [0.0] * 12, [0.5] + [0.0] * 12, [math.nan] + [0.0] * 12])
+def test_arrays_that_are_none(array: list[float]) -> None:
+    with pytest.raises(ValueError, match="number"):
+        Moments.from_array(array)
+
+
+def test_moments_cannot_be_changed() -> None:
+    with pytest.raises(AttributeError):
+        Moments().count = 3  # type: ignore[misc]
+
+
+def test_sixteen_thousand_parts() -> None:
+    """As many as the ranks of a large job: no error grows."""
+    values = np.random.default_rng(0).standard_normal((16_384, 64)).astype(np.float32)
+    merged = sum((Moments.of(part) for part in values), Moments())
+    exact = math.sqrt(math.fsum((values.astype(np.float64) ** 2).ravel()))
+    assert merged.l2 == pytest.approx(exact, rel=1e-15)
+    assert merged.count == values.size

@@ -1,0 +1,131 @@
+"""Statistics of tensors and of a model's gradients."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import normclip
+from normclip import Moments
+from support.tensors import Recipe, recipes
+
+FIGURES = ("count", "zeros", "nans", "infs", "l1", "l2", "linf", "rms", "mean_abs", "sign_cosine", "density")
+
+
+def model() -> torch.nn.Module:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Embedding(11, 6), torch.nn.Linear(6, 5), torch.nn.Linear(5, 4))
+    net(torch.arange(9)).square().sum().backward()
+    return net
+
+
+@given(st.lists(recipes(), max_size=5))
+def test_the_whole_and_its_parts_are_moments(given_recipes: list[Recipe]) -> None:
+    tensors = [recipe.make() for recipe in given_recipes]
+    names = [f"t{i}" for i in range(len(tensors))]
+    found = normclip.stats(tensors, names=names, per_tensor=True)
+    assert found.per_tensor is not None
+    assert found.per_tensor.names == tuple(names)
+    for figure in FIGURES:
+        np.testing.assert_array_equal(getattr(found, figure), getattr(Moments.of(tensors), figure))
+        each = [getattr(Moments.of(tensor), figure) for tensor in tensors]
+        np.testing.assert_array_equal(getattr(found.per_tensor, figure), np.array(each, np.float64))
+
+
+def test_further_norms() -> None:
+    tensors = [Recipe("float32", 1000, seed=seed).make() for seed in range(3)]
+    found = normclip.stats(tensors, norms=(3, 0.5, -math.inf))
+    assert found.norms == {order: normclip.total_norm(tensors, order) for order in (3.0, 0.5, -math.inf)}
+
+
+def test_a_repeated_tensor_counts_once_and_reads_the_same() -> None:
+    a, b = np.ones(4), np.full(2, 3.0)
+    found = normclip.stats([a, b, a], names="xyz", per_tensor=True, groups={"first": ["x"], "last": ["z"]})
+    assert found.count == 6
+    assert found.per_tensor is not None
+    assert found.per_tensor.l1.tolist() == [4.0, 6.0, 4.0]
+    assert (found.groups["first"].count, found.groups["last"].count) == (4, 0)
+
+
+def test_gradients_are_named_by_the_module() -> None:
+    net = model()
+    net[1].bias.grad = None
+    found = normclip.grad_stats(net, per_tensor=True)
+    assert found.per_tensor is not None
+    assert found.per_tensor.names == ("0.weight", "1.weight", "2.weight", "2.bias")
+    assert found.l2 == pytest.approx(
+        torch.nn.utils.get_total_norm([p.grad for p in net.parameters() if p.grad is not None]).item(), rel=1e-6
+    )
+    by_pairs = normclip.grad_stats(net.named_parameters(), per_tensor=True)
+    assert by_pairs.per_tensor is not None
+    assert by_pairs.per_tensor.names == found.per_tensor.names
+    by_position = normclip.grad_stats(net.parameters(), per_tensor=True)
+    assert by_position.per_tensor is not None
+    assert by_position.per_tensor.names == ("0", "1", "3", "4")
+    assert normclip.grad_stats(net[0].weight).count == 66
+
+
+def test_groups_by_name_pattern_and_function() -> None:
+    net = model()
+    grads = {name: p.grad for name, p in net.named_parameters()}
+    by_pattern = normclip.grad_stats(net, groups={"biases": ["*.bias"], "first": ["1.*", "0.weight"]}).groups
+    assert set(by_pattern) == {"biases", "first", "rest"}
+    assert by_pattern["biases"] == Moments.of([grads["1.bias"], grads["2.bias"]])
+    assert by_pattern["first"] == Moments.of([grads["0.weight"], grads["1.weight"]]), "the bias went to the group before"
+    assert by_pattern["rest"] == Moments.of(grads["2.weight"])
+    by_function = normclip.grad_stats(net, groups=lambda name: name.split(".")[0]).groups
+    assert list(by_function) == ["0", "1", "2"]
+    assert sum(by_function.values(), Moments()).l2 == normclip.grad_stats(net).l2
+
+
+def test_top() -> None:
+    found = normclip.stats([np.array([1.0]), np.array([math.nan]), np.array([5.0])], names=["a", "b", "c"], per_tensor=True)
+    assert [name for name, _ in found.top(2)] == ["b", "c"]
+    assert found.top(1, by="count") == [("a", 1.0)]
+    with pytest.raises(ValueError, match="choose one of count"):
+        found.top(1, by="l7")
+    with pytest.raises(ValueError, match="per_tensor=True"):
+        normclip.stats(np.ones(3)).top(1)
+
+
+def test_to_dict_is_plain() -> None:
+    found = normclip.stats([np.ones(3)], names=["a"], per_tensor=True, norms=[3], groups={"g": ["a"]}).to_dict()
+    assert json.loads(json.dumps(found))["per_tensor"]["a"]["l1"] == 3.0
+    assert found["groups"]["g"]["count"] == 3
+    assert found["norms"] == {3.0: pytest.approx(3 ** (1 / 3))}
+
+
+def test_the_table_has_a_row_a_tensor() -> None:
+    text = str(normclip.stats([np.ones(3), np.zeros(2)], names=["ones", "zeros"], per_tensor=True, groups={"g": ["ones"]}, norms=[3]))
+    lines = text.splitlines()
+    assert lines[0].split() == list(FIGURES)
+    assert [line.split()[0] for line in lines[1:]] == ["all", "group", "group", "ones", "zeros", "norm"]
+    assert len({len(line) for line in lines[:-1]}) == 1, "columns are aligned"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"names": ["a"]}, "1 names for 2 tensors"),
+        ({"groups": {"g": ["nothing"]}}, "group 'g' names 'nothing'"),
+        ({"norms": [math.nan]}, "norms is NaN"),
+    ],
+)
+def test_errors(arguments, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        normclip.stats([np.ones(2), np.ones(3)], **arguments)
+
+
+def test_same_bits_for_any_number_of_threads(set_threads) -> None:
+    tensors = [
+        Recipe(dtype, size, library="torch").make() for dtype in ("float16", "bfloat16", "float32", "float64") for size in (7, 300_001)
+    ]
+    arrays = set()
+    for threads in (1, 2, 3, 8):
+        set_threads(threads)
+        arrays.add(Moments.of(tensors).to_array().tobytes())
+    assert len(arrays) == 1
