@@ -247,6 +247,18 @@ def test_memory_stays_while_it_is_read(kind: str, c_api: bool, request: pytest.F
     assert float(normclip.total_norm(made(), 1)) == 1000.0 * sum(range(100))
 
 
+class Maker(Relay):
+    """Makes its memory when it is asked for it, so that the capsule alone keeps that."""
+
+    def __dlpack__(self, **arguments: Any) -> Any:
+        return self.array.copy().__dlpack__(**arguments)
+
+
+def test_memory_of_capsules_stays_while_it_is_read() -> None:
+    makers = [Maker(np.full(1000, float(value))) for value in range(100)]
+    assert normclip.total_norm(makers, 1) == 1000.0 * sum(range(100))
+
+
 @pytest.mark.parametrize("c_api", [True, False])
 def test_memory_of_parameters_stays_while_it_is_read(c_api: bool, request: pytest.FixtureRequest) -> None:
     if not c_api:

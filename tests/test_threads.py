@@ -152,6 +152,10 @@ FORK = """
         normclip.clamp_(array, 0.0005)
         assert (array == 0.0005).all()
 
+    def clip_with_help():
+        clip()
+        assert len(os.listdir("/proc/self/task")) > 1, "helpers of its own"
+
     def fork(work):
         child = os.fork()
         if child == 0:
@@ -161,12 +165,12 @@ FORK = """
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
     normclip.set_num_threads(2)
-    fork(clip)              # before there is a pool
+    fork(clip_with_help)  # before there is a pool
     clip()
-    fork(clip)              # with the parent's pool in memory and none of its threads
-    fork(lambda: fork(clip))
+    fork(clip_with_help)  # with the parent's pool in memory and none of its threads
+    fork(lambda: fork(clip_with_help))
     normclip.set_num_threads(4)
-    fork(clip)              # a pool that has to grow
+    fork(clip_with_help)  # a pool that has to grow
     clip()
     print("clipped")
 """

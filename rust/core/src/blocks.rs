@@ -131,18 +131,19 @@ impl Cut {
     }
 }
 
+/// Long spans first, so that a thread reads on without a break and the hardware fetches ahead of it; short ones at the end, so that all
+/// threads end together.
 fn spans(blocks: &[Block]) -> Vec<Range<usize>> {
+    let mut remaining: usize = blocks.iter().map(|block| block.count).sum();
     let mut spans = Vec::new();
     let (mut start, mut elements) = (0, 0);
     for (index, block) in blocks.iter().enumerate() {
         elements += block.count;
-        if elements >= BLOCK {
+        if elements >= (remaining / 32).clamp(BLOCK, 8 * BLOCK) || index + 1 == blocks.len() {
             spans.push(start..index + 1);
+            remaining -= elements;
             (start, elements) = (index + 1, 0);
         }
-    }
-    if start < blocks.len() {
-        spans.push(start..blocks.len());
     }
     spans
 }
@@ -163,6 +164,9 @@ mod tests {
         assert_eq!(spans_of(&[BLOCK, BLOCK, 1]), [0..1, 1..2, 2..3]);
         assert_eq!(spans_of(&[BLOCK - 1, BLOCK, 5, BLOCK - 5, 5]), [0..2, 2..4, 4..5]);
         assert_eq!(spans_of(&[BLOCK / 4; 9]), [0..4, 4..8, 8..9]);
+        let long = spans_of(&[BLOCK; 1000]);
+        assert_eq!((long[0].clone(), long[long.len() - 1].clone()), (0..8, 999..1000));
+        assert!(long.windows(2).all(|pair| pair[0].len() >= pair[1].len() && pair[0].end == pair[1].start));
     }
 
     #[test]

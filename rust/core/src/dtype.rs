@@ -4,7 +4,7 @@
 //! All conversions are branch-free integer and float operations, so that they vectorize on every instruction set and give the
 //! same bits on each.
 
-use crate::simd::{Simd, widen_half};
+use crate::simd::{Simd, narrow_single, widen_half};
 
 /// A type whose values normclip can read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -97,6 +97,14 @@ pub trait Element: Copy + Default + Send + Sync + 'static {
 
     /// The product, computed in the factor's precision and rounded to this type.
     fn times(self, factor: Self::Factor) -> Self;
+
+    /// Replaces each element by its product.
+    #[inline(always)]
+    fn scale<S: Simd>(_simd: S, elements: &mut [Self], factor: Self::Factor) {
+        for x in elements {
+            *x = x.times(factor);
+        }
+    }
 }
 
 /// A half precision number by its bits.
@@ -119,20 +127,7 @@ impl F16 {
     /// The nearest half, ties to even.
     #[inline(always)]
     pub fn from_f32(value: f32) -> Self {
-        let bits = value.to_bits();
-        let sign = ((bits >> 16) & 0x8000) as u16;
-        let magnitude = bits & 0x7fff_ffff;
-        // Normal results: rebias, then round the 13 bits that go away. A carry moves into the exponent, and up to infinity, as it should.
-        let odd = (magnitude >> 13) & 1;
-        let normal = magnitude.wrapping_sub(112 << 23).wrapping_add(0xfff + odd) >> 13;
-        // Subnormal results: adding 0.5 leaves exactly the bits of a subnormal half at the bottom, rounded by the adder.
-        let subnormal = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0x3f00_0000);
-        let finite = if magnitude < 113 << 23 { subnormal } else { normal };
-        // 65520 is the tie between the largest half and infinity, and goes to infinity.
-        let bounded = if magnitude >= 0x477f_f000 { 0x7c00 } else { finite };
-        let nan = 0x7e00 | ((magnitude >> 13) & 0x3ff);
-        let half = if magnitude > 0x7f80_0000 { nan } else { bounded };
-        Self(sign | half as u16)
+        Self(narrow_single(value))
     }
 }
 
@@ -156,9 +151,9 @@ impl Bf16 {
 
 /// The two 16-bit types differ in their f32 conversions alone.
 macro_rules! half_element {
-    ($half:ty $(, $widen:item)?) => {
+    ($half:ty $(, $better:item)*) => {
         impl Element for $half {
-            $($widen)?
+            $($better)*
 
             type Bits = u16;
             type Factor = f32;
@@ -196,9 +191,35 @@ half_element!(
     #[inline(always)]
     fn widen<S: Simd>(simd: S, row: [Self; 32]) -> [f64; 32] {
         simd.widen_halves(row.map(|half| half.0)).map(f64::from)
+    },
+    #[inline(always)]
+    fn scale<S: Simd>(simd: S, elements: &mut [Self], factor: f32) {
+        let (rows, tail) = elements.as_chunks_mut::<32>();
+        for row in rows {
+            let products = simd.widen_halves(row.map(|half| half.0)).map(|x| x * factor);
+            *row = simd.narrow_singles(products).map(Self);
+        }
+        for x in tail {
+            *x = x.times(factor);
+        }
     }
 );
-half_element!(Bf16);
+half_element!(
+    Bf16,
+    // Two at a time, as the upper and the lower half of a word: a mask and a shift make each an f32, and nothing has to be moved between lanes.
+    // So the first 16 results are those at even places. A fixed order is all that matters.
+    #[inline(always)]
+    fn widen<S: Simd>(_simd: S, row: [Self; 32]) -> [f64; 32] {
+        // SAFETY: both are 64 bytes of plain bits.
+        let words: [u32; 16] = unsafe { std::mem::transmute(row) };
+        let mut wide = [0.0; 32];
+        for (i, word) in words.into_iter().enumerate() {
+            wide[i] = f64::from(f32::from_bits(word << 16));
+            wide[16 + i] = f64::from(f32::from_bits(word & 0xffff_0000));
+        }
+        wide
+    }
+);
 
 /// f32 and f64 differ in their names alone.
 macro_rules! float_element {

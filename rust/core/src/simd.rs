@@ -1,13 +1,19 @@
-//! What a kernel may use beyond plain Rust: one conversion that the hardware does in one instruction and plain Rust in eight.
+//! What a kernel may use beyond plain Rust: the conversions of half precision, which hardware does in one instruction and plain Rust in eight or more.
 //!
 //! A capability is a type whose existence proves that the CPU has it; [`crate::Isa::run`] hands one to every computation.
 
-/// The conversion, in plain Rust unless the instruction set has better.
+/// The conversions, in plain Rust unless the instruction set has better.
 pub trait Simd: Copy {
     /// Widens 32 half-precision numbers, given by their bits, to f32. Exact.
     #[inline(always)]
     fn widen_halves(self, halves: [u16; 32]) -> [f32; 32] {
         halves.map(widen_half)
+    }
+
+    /// Rounds 32 f32 to half precision, to nearest even, and gives their bits.
+    #[inline(always)]
+    fn narrow_singles(self, singles: [f32; 32]) -> [u16; 32] {
+        singles.map(narrow_single)
     }
 }
 
@@ -28,12 +34,33 @@ pub(crate) fn widen_half(half: u16) -> f32 {
     f32::from_bits(scaled.to_bits() | special | (u32::from(half & 0x8000) << 16))
 }
 
+/// Rounds an f32 to half precision, to nearest even, and gives its bits.
+#[inline(always)]
+pub(crate) fn narrow_single(value: f32) -> u16 {
+    let bits = value.to_bits();
+    let sign = ((bits >> 16) & 0x8000) as u16;
+    let magnitude = bits & 0x7fff_ffff;
+    // Normal results: rebias, then round the 13 bits that go away. A carry moves into the exponent, and up to infinity, as it should.
+    let odd = (magnitude >> 13) & 1;
+    let normal = magnitude.wrapping_sub(112 << 23).wrapping_add(0xfff + odd) >> 13;
+    // Subnormal results: adding 0.5 leaves exactly the bits of a subnormal half at the bottom, rounded by the adder.
+    let subnormal = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0x3f00_0000);
+    let finite = if magnitude < 113 << 23 { subnormal } else { normal };
+    // 65520 is the tie between the largest half and infinity, and goes to infinity.
+    let bounded = if magnitude >= 0x477f_f000 { 0x7c00 } else { finite };
+    let nan = 0x7e00 | ((magnitude >> 13) & 0x3ff);
+    let half = if magnitude > 0x7f80_0000 { nan } else { bounded };
+    sign | half as u16
+}
+
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86::{Avx2, Avx512};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use std::arch::x86_64::{__m128i, __m256i, _mm256_cvtph_ps, _mm512_cvtph_ps};
+    use std::arch::x86_64::{
+        __m128i, __m256, __m256i, __m512, _MM_FROUND_TO_NEAREST_INT, _mm256_cvtph_ps, _mm256_cvtps_ph, _mm512_cvtph_ps, _mm512_cvtps_ph,
+    };
     use std::mem::transmute;
 
     use super::Simd;
@@ -73,6 +100,15 @@ mod x86 {
                 transmute(halves.map(|eight| _mm256_cvtph_ps(eight)))
             }
         }
+
+        #[inline(always)]
+        fn narrow_singles(self, singles: [f32; 32]) -> [u16; 32] {
+            // SAFETY: plain bits of the same size; `self` proves F16C.
+            unsafe {
+                let singles: [__m256; 4] = transmute(singles);
+                transmute(singles.map(|eight| _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(eight)))
+            }
+        }
     }
 
     impl Simd for Avx512 {
@@ -82,6 +118,16 @@ mod x86 {
             unsafe {
                 let [low, high]: [__m256i; 2] = transmute(halves);
                 transmute([_mm512_cvtph_ps(low), _mm512_cvtph_ps(high)])
+            }
+        }
+
+        #[inline(always)]
+        fn narrow_singles(self, singles: [f32; 32]) -> [u16; 32] {
+            // SAFETY: plain bits of the same size; `self` proves AVX-512 F.
+            unsafe {
+                let [low, high]: [__m512; 2] = transmute(singles);
+                let narrow = |sixteen| _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(sixteen);
+                transmute([narrow(low), narrow(high)])
             }
         }
     }

@@ -66,13 +66,14 @@ struct Meeting {
 static BEGUN: AtomicUsize = AtomicUsize::new(0);
 
 impl Map for Meeting {
+    /// Whether somebody has not come.
     fn apply<E: Element>(self, _isa: Isa, _elements: &mut [E]) -> bool {
         let start = Instant::now();
         BEGUN.fetch_add(1, Ordering::SeqCst);
         while BEGUN.load(Ordering::SeqCst) < self.complete && start.elapsed() < PATIENCE {
             thread::yield_now();
         }
-        start.elapsed() < PATIENCE
+        start.elapsed() >= PATIENCE
     }
 }
 
@@ -81,8 +82,8 @@ fn all_join(threads: usize) {
     let tensor = Tensor::dense(Dtype::F64, threads * BLOCK, 0);
     let meeting = Meeting { complete: BEGUN.load(Ordering::SeqCst) + threads };
     // SAFETY: the tensor is this thread's own, and nothing is changed.
-    let met = unsafe { apply(&to_write([&tensor]), meeting, team(threads, alone().isa)) };
-    assert_eq!(met, [0], "{threads} threads have not met");
+    let missed = unsafe { apply(&to_write([&tensor]), meeting, team(threads, alone().isa)) };
+    assert_eq!(missed, [], "{threads} threads have not met");
 }
 
 #[test]

@@ -38,10 +38,8 @@ impl<E: Element> Op for Multiply<'_, E> {
     type Output = ();
 
     #[inline(always)]
-    fn call<S: Simd>(self, _simd: S) {
-        for x in self.elements {
-            *x = x.times(self.factor);
-        }
+    fn call<S: Simd>(self, simd: S) {
+        E::scale(simd, self.elements, self.factor);
     }
 }
 
