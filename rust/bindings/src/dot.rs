@@ -29,8 +29,8 @@ pub(crate) fn dot(xs: &Bound<'_, PyAny>, ys: &Bound<'_, PyAny>) -> PyResult<(f64
     let mut sides = [Extractor::new(py, &names[0], false)?, Extractor::new(py, &names[1], false)?];
     let mut owners = Vec::new();
     let mut pairs = Vec::with_capacity(xs.len());
-    for (index, (x, y)) in xs.iter().zip(&ys).enumerate() {
-        let objects = [sides[0].resolved(x)?, sides[1].resolved(y)?];
+    for (index, (x, y)) in xs.iter().zip(ys.iter()).enumerate() {
+        let objects = [sides[0].resolved(&x)?, sides[1].resolved(&y)?];
         let [x, y] = &mut sides;
         let exported = [export(x, index, &objects[0])?, export(y, index, &objects[1])?];
         pairs.push(pair(index, &objects, &exported, &names)?);

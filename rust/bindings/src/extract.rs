@@ -73,6 +73,13 @@ impl<'a, 'py> Extractor<'a, 'py> {
 
     /// The memory of the object at this index of the list.
     pub(crate) fn extract(&mut self, index: usize, object: &Bound<'py, PyAny>) -> PyResult<Extracted> {
+        // What nearly all tensors of a model are, first and without a detour: there may be thousands.
+        let TypeFacts { borrow, is_torch } = self.facts(object)?;
+        if let Some(borrow) = borrow
+            && let Ok(tensor) = borrow_tensor(object, borrow)
+        {
+            return Ok(Extracted { read: self.view(index, object, &tensor)?, write: None, owners: Vec::new(), is_torch });
+        }
         match self.tensor(index, object)? {
             Some(Exported { tensor, owner, is_torch }) => {
                 Ok(Extracted { read: self.view(index, object, &tensor)?, write: None, owners: owner.into_iter().collect(), is_torch })

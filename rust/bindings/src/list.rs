@@ -168,7 +168,8 @@ impl TensorList {
     /// The tensor itself, or the tensors of an iterable.
     pub(crate) fn of(tensors: &Bound<'_, PyAny>, writable: bool) -> PyResult<Self> {
         let py = tensors.py();
-        Self::take(py, Names::Tensors("tensors"), listed(tensors, "tensors", intern!(py, "__dlpack__"))?, writable)
+        let tensors = listed(tensors, "tensors", intern!(py, "__dlpack__"))?;
+        Self::take(py, Names::Tensors("tensors"), tensors.iter().collect(), writable)
     }
 
     /// What is read.
@@ -229,12 +230,12 @@ impl TensorList {
 }
 
 /// One object that has the attribute by itself, else those of an iterable.
-pub(crate) fn listed<'py>(given: &Bound<'py, PyAny>, name: &str, attribute: &Bound<'py, PyString>) -> PyResult<Vec<Bound<'py, PyAny>>> {
+pub(crate) fn listed<'py>(given: &Bound<'py, PyAny>, name: &str, attribute: &Bound<'py, PyString>) -> PyResult<Bound<'py, PyList>> {
     if let Ok(list) = given.cast::<PyList>() {
-        return Ok(list.iter().collect());
+        return Ok(list.clone());
     }
     if given.hasattr(attribute)? {
-        return Ok(vec![given.clone()]);
+        return PyList::new(given.py(), [given]);
     }
     let Ok(items) = given.try_iter() else {
         let kind = given.get_type();
@@ -243,7 +244,9 @@ pub(crate) fn listed<'py>(given: &Bound<'py, PyAny>, name: &str, attribute: &Bou
             kind.name()?
         )));
     };
-    items.collect()
+    let list = PyList::empty(given.py());
+    items.into_iter().try_for_each(|item| list.append(item?))?;
+    Ok(list)
 }
 
 /// A row of the table of statistics.

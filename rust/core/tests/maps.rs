@@ -3,8 +3,8 @@
 mod common;
 
 use half::{bf16, f16};
-use normclip_core::kernels::{Clamp, Map, Scale};
-use normclip_core::{Access, Dtype, Problem, Tensors, View, apply};
+use normclip_core::kernels::{Clamp, Map, Scale, ZeroNonfinite};
+use normclip_core::{Access, Dtype, Problem, Tensors, View, apply, apply_each};
 use proptest::prelude::*;
 use proptest::sample::select;
 
@@ -99,6 +99,14 @@ proptest! {
     }
 
     #[test]
+    fn zeroing(dtype in select(&DTYPES), dense: bool, offset in 0..16usize, seed: u64) {
+        let tensor = tensor(dtype, dense, offset, &mut Random(seed));
+        let (found, bytes) = (tensor.parts().iter().any(|x| !x.is_finite()), tensor.bytes());
+        prop_assert_eq!(check(&tensor, ZeroNonfinite, |x| if x.is_finite() { x } else { 0.0 }, seed)?, found);
+        prop_assert!(found || tensor.bytes() == bytes);
+    }
+
+    #[test]
     fn any_coefficient(dtype in select(&DTYPES), coefficient in any::<f64>(), seed: u64) {
         prop_assume!(coefficient.is_finite());
         let tensor = tensor(dtype, true, 0, &mut Random(seed));
@@ -157,6 +165,20 @@ fn only_tensors_beyond_the_limit_are_listed() {
         assert_eq!(clamp(2.0), []);
         assert_eq!((tensors[1].parts()[70_000], tensors[4].parts()[6]), (-2.0, -2.0));
         assert_eq!(clamp(0.0), [0, 1, 3, 4]);
+    }
+}
+
+#[test]
+fn each_tensor_by_its_own_coefficient() {
+    for team in teams() {
+        let tensors = ones();
+        let scale_of = |index: usize| (index != 1).then_some(Scale { coefficient: index as f64 });
+        // SAFETY: the tensors are ours and outlive the list.
+        let changed = unsafe { apply_each(&to_write(&tensors), scale_of, team) };
+        assert_eq!(changed, [0, 3, 4]);
+        for (tensor, expected) in tensors.iter().zip([0.0, 1.0, 2.0, 3.0, 4.0]) {
+            assert!(tensor.parts().iter().all(|x| *x == expected));
+        }
     }
 }
 

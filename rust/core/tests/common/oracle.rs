@@ -91,6 +91,25 @@ impl Exact {
         self.add_at(u128::from(mantissa) * u128::from(mantissa), 2 * exponent);
     }
 
+    /// Adds |xy|.
+    pub(crate) fn add_product(&mut self, x: f64, y: f64) {
+        let ((x, x_exponent), (y, y_exponent)) = (decompose(x), decompose(y));
+        self.add_at(u128::from(x) * u128::from(y), x_exponent + y_exponent);
+    }
+
+    /// What this sum is more than the other, which is not larger.
+    fn minus(&self, other: &Self) -> Self {
+        let mut words = self.words;
+        let mut borrow = false;
+        for (word, other) in words.iter_mut().zip(other.words) {
+            let (once, first) = word.overflowing_sub(other);
+            let (twice, second) = once.overflowing_sub(borrow.into());
+            (*word, borrow) = (twice, first || second);
+        }
+        assert!(!borrow);
+        Self { words }
+    }
+
     fn add_at(&mut self, mantissa: u128, exponent: i32) {
         let shift = usize::try_from(exponent - Self::UNIT).unwrap();
         for (place, word) in [mantissa as u64, (mantissa >> 64) as u64].into_iter().enumerate() {
@@ -128,6 +147,18 @@ impl Exact {
         let mantissa = self.words[top - 2..=top].iter().rev().fold(0.0, |high, word| high * 2f64.powi(64) + *word as f64);
         (mantissa, (top as i32 - 2) * 64 + Self::UNIT)
     }
+}
+
+/// Σxy and Σ|xy|, each within its last bits.
+pub(crate) fn dot(xs: &[f64], ys: &[f64]) -> (f64, f64) {
+    let (mut up, mut down, mut all) = (Exact::default(), Exact::default(), Exact::default());
+    for (&x, &y) in xs.iter().zip(ys) {
+        if (x < 0.0) == (y < 0.0) { &mut up } else { &mut down }.add_product(x, y);
+        all.add_product(x, y);
+    }
+    // Words from the highest on decide which is larger.
+    let negative = up.words.iter().rev().lt(down.words.iter().rev());
+    (if negative { -down.minus(&up).value() } else { up.minus(&down).value() }, all.value())
 }
 
 /// A finite |x| as mantissa · 2^exponent.

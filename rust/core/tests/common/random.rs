@@ -32,22 +32,31 @@ impl Random {
         }
     }
 
-    /// Shape and strides of one to four dimensions and at most `most` elements that reach no element twice: rows with gaps between, in any
-    /// order and direction.
+    /// Shape and strides of one to four dimensions and at most `most` elements.
     pub(crate) fn layout(&mut self, most: usize) -> (Vec<i64>, Vec<i64>) {
         let mut room = most;
-        let mut reach = 1;
-        let mut dims: Vec<(i64, i64)> = (0..=self.below(4))
+        let shape: Vec<i64> = (0..=self.below(4))
             .map(|_| {
                 let size = if self.below(50) == 0 { 0 } else { 1 + self.below(room.min(100)) };
                 room /= size.max(1);
-                let stride = reach + [0, 0, 1, 2][self.below(4)];
-                reach = stride * size.max(1) as i64;
-                (size as i64, if self.below(3) == 0 { -stride } else { stride })
+                size as i64
             })
             .collect();
-        self.shuffle(&mut dims);
-        dims.into_iter().unzip()
+        let strides = self.strides(&shape);
+        (shape, strides)
+    }
+
+    /// Strides that reach no element twice: rows with gaps between, in any order and direction.
+    pub(crate) fn strides(&mut self, shape: &[i64]) -> Vec<i64> {
+        let mut axes: Vec<usize> = (0..shape.len()).collect();
+        self.shuffle(&mut axes);
+        let (mut strides, mut reach) = (vec![0; shape.len()], 1);
+        for axis in axes {
+            let stride = reach + [0, 0, 1, 2][self.below(4)];
+            reach = stride * shape[axis].max(1);
+            strides[axis] = if self.below(3) == 0 { -stride } else { stride };
+        }
+        strides
     }
 }
 

@@ -79,6 +79,17 @@ impl Tensor {
         unsafe { View::new(self.memory.add(origin as usize), self.dtype, &shape, Some(&strides)).unwrap() }
     }
 
+    /// Both tensors, which have the same shape, described together.
+    pub(crate) fn view_with(&self, other: &Self) -> [View; 2] {
+        assert_eq!(self.shape, other.shape);
+        let [x, y] = [self, other];
+        // SAFETY: as in `view`, for both.
+        unsafe {
+            let data = [x.memory.add(x.origin), y.memory.add(y.origin)];
+            View::pair(data, [x.dtype, y.dtype], &x.shape, [Some(&x.strides), Some(&y.strides)]).unwrap()
+        }
+    }
+
     /// Where each element lies.
     pub(crate) fn offsets(&self) -> Vec<usize> {
         offsets(self.dtype, &self.shape, &self.strides, self.origin as i64)
