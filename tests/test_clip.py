@@ -361,3 +361,9 @@ def test_nothing_to_change(tensors: Any) -> None:
     normclip.scale_(tensors, 0.5)
     normclip.clamp_(tensors, 0.5)
     assert normclip.clip_(tensors, 0.0) == 0.0
+
+
+def test_a_limit_of_negative_zero_is_zero() -> None:
+    tensor = torch.tensor([3.0, -4.0])
+    normclip.clip_(tensor, -0.0)
+    assert raw(tensor) == raw(torch.tensor([0.0, -0.0]))

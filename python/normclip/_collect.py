@@ -45,7 +45,7 @@ def check_limit(name: str, value: float) -> float:
     value = float(value)
     if not value >= 0.0:
         raise ValueError(f"{name} is {value}: pass a number that is not negative, or inf for no limit")
-    return value
+    return abs(value)  # a coefficient of -0 would turn signs round
 
 
 def as_tensor(norm: float, tensors: TensorList) -> torch.Tensor:

@@ -61,7 +61,7 @@ def get_total_norm(
     Args:
         tensors: A tensor or an iterable of tensors, as for :func:`total_norm`.
         norm_type: The order, a number or ``'inf'``.
-        error_if_nonfinite: Raise if the norm is NaN or infinite.
+        error_if_nonfinite: Raise if the norm is NaN or infinite. (One that only the float32 of the result cannot hold is neither.)
         foreach: Accepted for torch's sake, without effect.
 
     Returns:

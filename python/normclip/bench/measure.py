@@ -76,7 +76,8 @@ def measure(workload: str, gradients: Gradients, operation: Operation, budget: B
     if operation.scales:
         max_calls = min(max_calls, max(1, gradients.halvings // len(contenders)))
     else:
-        yardstick = _core.TensorList(gradients.tensors)
+        lists = (gradients.tensors, gradients.pristine)[: operation.reads]
+        yardstick = _core.TensorList([tensor for tensors in lists for tensor in tensors])
         contenders["read"] = lambda _: yardstick.read()
     matrix = torch.ones(512, 512)
     times = alternate(
@@ -88,7 +89,7 @@ def measure(workload: str, gradients: Gradients, operation: Operation, budget: B
     gradients.restore()
 
     medians = {name: statistics.median(samples) for name, samples in times.items()}
-    moved = gradients.nbytes * (3 if operation.scales else 1)
+    moved = gradients.nbytes * (3 if operation.scales else operation.reads)
     return Row(
         workload=workload,
         tensors=len(gradients.tensors),
@@ -103,13 +104,16 @@ def measure(workload: str, gradients: Gradients, operation: Operation, budget: B
         float64_error=float64_error,
         bytes=moved,
         gb_per_s=moved / medians["normclip"],
-        read_gb_per_s=gradients.nbytes / medians["read"] if "read" in times else None,
+        read_gb_per_s=moved / medians["read"] if "read" in times else None,
         read_share=median_ratio(times["read"], times["normclip"]) if "read" in times else None,
         rounds=len(times["normclip"]),
     )
 
 
 def _contenders(gradients: Gradients, operation: Operation) -> dict[str, Call]:
+    if operation.contest is not None:
+        ours, theirs = operation.contest.normclip, operation.contest.torch
+        return {"torch": lambda _: theirs(gradients), "normclip": lambda _: ours(gradients)}
     if operation.limit is None:
         return {
             "torch": partial(torch.nn.utils.get_total_norm, gradients.tensors),
@@ -133,8 +137,8 @@ def _norm_error(call: Call, gradients: Gradients, operation: Operation) -> float
     """The error of the norm that one call on pristine gradients returns."""
     gradients.restore()
     norm = call(_arguments(gradients, operation, 1)[0])
-    assert isinstance(norm, Tensor)
-    return relative_error(norm.item(), gradients.exact_norm(operation.order))
+    assert isinstance(norm, (float, Tensor))
+    return relative_error(float(norm), gradients.exact_norm(operation.order))
 
 
 def _coefficient(gradients: Gradients, operation: Operation) -> float:

@@ -12,6 +12,7 @@ from functools import partial
 
 import torch
 
+from normclip.bench import rivals
 from normclip.bench.gradients import Gradients
 from normclip.bench.transformer import transformer_gradients
 
@@ -19,8 +20,16 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
+class Contest:
+    """Two calls that tell the same. Both return the L2 norm, to be checked."""
+
+    torch: Callable[[Gradients], float]
+    normclip: Callable[[Gradients], float]
+
+
+@dataclass(frozen=True)
 class Operation:
-    """One call that both contenders make: measure a norm, or clip to a limit."""
+    """One call that both contenders make: measure a norm, clip to a limit, or something else that knows the norm."""
 
     label: str
     order: float = 2.0
@@ -28,6 +37,10 @@ class Operation:
     """`max_norm` as a multiple of the norm; None measures and does not clip."""
     after_matmul: bool = False
     """Whether each call follows a matrix product at once, while torch's worker threads still spin."""
+    contest: Contest | None = None
+    """What each contender calls, where that is neither a norm nor a clipping."""
+    reads: int = 1
+    """How many lists of tensors are read."""
 
     @property
     def scales(self) -> bool:
@@ -42,6 +55,11 @@ L1 = Operation("L1 norm", order=1.0)
 L2 = Operation("L2 norm", order=2.0)
 L3 = Operation("L3 norm", order=3.0)
 LINF = Operation("Linf norm", order=math.inf)
+STATISTICS = Operation("all statistics", contest=Contest(rivals.torch_statistics, rivals.normclip_statistics))
+STATISTICS_BESIDE_TWO_NORMS = Operation("all; torch L1 + L2", contest=Contest(rivals.torch_l1_and_l2, rivals.normclip_statistics))
+STATISTICS_BESIDE_L2 = Operation("all; normclip L2", contest=Contest(rivals.normclip_l2, rivals.normclip_statistics))
+PER_TENSOR_BESIDE_ALL = Operation("per tensor; all", contest=Contest(rivals.normclip_statistics, rivals.normclip_statistics_per_tensor))
+DOT = Operation("dot product", contest=Contest(rivals.torch_dot, rivals.normclip_dot), reads=2)
 
 
 @dataclass(frozen=True)
@@ -104,7 +122,9 @@ _MANY_SMALL: list[Shape] = [(64,)] * 1000
 _ONE_LARGE: list[Shape] = [(100_000_000,)]
 _ONE_ELEMENT: list[Shape] = [(1,)]
 _CLIP = (BELOW, SCALING)
-_EVERYTHING = (*_CLIP, BELOW_AFTER_MATMUL, L2, L1, LINF, L3)
+_STATISTICS = (STATISTICS, STATISTICS_BESIDE_TWO_NORMS, STATISTICS_BESIDE_L2, PER_TENSOR_BESIDE_ALL)
+_EVERYTHING = (*_CLIP, BELOW_AFTER_MATMUL, L2, L1, LINF, L3, *_STATISTICS, DOT)
+_TEN_THOUSAND: list[Shape] = [(64,)] * 10_000
 _TINY = partial(real, width=64, layers=2)
 
 FULL: tuple[Workload, ...] = (
@@ -112,6 +132,7 @@ FULL: tuple[Workload, ...] = (
     Workload("GPT-2 124M", partial(gaussian, gpt2_shapes(), _BF16), _CLIP),
     Workload("GPT-2 124M", partial(gaussian, gpt2_shapes(), _F16), (L2,)),
     Workload("1000 of 64", partial(gaussian, _MANY_SMALL, _F32), _CLIP),
+    Workload("10000 of 64", partial(gaussian, _TEN_THOUSAND, _F32), (STATISTICS_BESIDE_L2, PER_TENSOR_BESIDE_ALL)),
     Workload("one of 100M", partial(gaussian, _ONE_LARGE, _F32), _CLIP),
     Workload("transformer 3M", partial(real, _F32), (*_CLIP, BELOW_AFTER_MATMUL)),
     Workload("transformer 3M", partial(real, _BF16), _CLIP),

@@ -11,6 +11,9 @@ use pyo3::types::PyDict;
 
 const VARIABLE: &str = "NORMCLIP_NUM_THREADS";
 
+/// More threads than this are a mistake.
+const MOST: usize = 1024;
+
 /// What `set_num_threads` said; 0 for nothing.
 static CHOSEN: AtomicUsize = AtomicUsize::new(0);
 
@@ -25,9 +28,9 @@ fn threads(py: Python<'_>) -> PyResult<NonZero<usize>> {
         return Ok(chosen);
     }
     if let Some(text) = std::env::var_os(VARIABLE).filter(|text| !text.is_empty()) {
-        let parsed = text.to_str().and_then(|text| text.trim().parse().ok());
-        return parsed
-            .ok_or_else(|| PyValueError::new_err(format!("{VARIABLE}={} is not a positive integer: unset or correct it", text.display())));
+        let number = text.to_str().and_then(|text| text.trim().parse().ok()).and_then(sensible);
+        let refusal = || format!("{VARIABLE}={} is not a number from 1 to {MOST}: unset or correct it", text.display());
+        return number.ok_or_else(|| PyValueError::new_err(refusal()));
     }
     // torch's own number, if torch is there: who sets that means all of the process.
     let modules = py.import(intern!(py, "sys"))?.getattr(intern!(py, "modules"))?.cast_into::<PyDict>()?;
@@ -39,12 +42,16 @@ fn threads(py: Python<'_>) -> PyResult<NonZero<usize>> {
     Ok(std::thread::available_parallelism().unwrap_or(NonZero::<usize>::MIN))
 }
 
+fn sensible(threads: i64) -> Option<NonZero<usize>> {
+    usize::try_from(threads).ok().filter(|threads| *threads <= MOST).and_then(NonZero::new)
+}
+
 /// Use this many threads from now on, 1 for the calling thread alone.
 #[pyfunction]
 pub(crate) fn set_num_threads(threads: i64) -> PyResult<()> {
-    let threads = usize::try_from(threads).ok().filter(|threads| *threads > 0);
-    let threads = threads.ok_or_else(|| PyValueError::new_err("the number of threads must be at least 1"))?;
-    CHOSEN.store(threads, Ordering::Relaxed);
+    let number =
+        sensible(threads).ok_or_else(|| PyValueError::new_err(format!("the number of threads is {threads}: pass one from 1 to {MOST}")))?;
+    CHOSEN.store(number.get(), Ordering::Relaxed);
     Ok(())
 }
 

@@ -5,7 +5,7 @@ mod common;
 use std::sync::Arc;
 
 use normclip_core::kernels::{Abs, Block, Clamp, Kernel, Map, Scale, SumOf};
-use normclip_core::{BLOCK, Dtype, F16, Isa, Team, Tensors, apply, norm};
+use normclip_core::{BLOCK, Dtype, Element, F16, Isa, Team, Tensors, apply, norm};
 
 use common::oracle::is_close;
 use common::random::{Magnitudes, Random};
@@ -123,6 +123,24 @@ fn scaling() {
 fn clamping() {
     check_map(Clamp { limit: 0.71 }, ordinary);
     check_map(Clamp { limit: 0.5 }, extreme);
+}
+
+#[test]
+fn every_half_scales_alike() {
+    for coefficient in [1.0, -1.0 / 3.0, 1.5e-5, 777.0] {
+        let expected = (0..=u16::MAX).map(|bits| half::f16::from_f32(half::f16::from_bits(bits).to_f32() * coefficient as f32));
+        let expected: Vec<_> = expected.collect();
+        let mut first = None;
+        for isa in Isa::available() {
+            let mut halves: Vec<_> = (0..=u16::MAX).map(F16).collect();
+            Scale { coefficient }.apply(isa, &mut halves);
+            let agree = |(found, exact): (&F16, &half::f16)| found.0 == exact.to_bits() || (found.wide().is_nan() && exact.is_nan());
+            assert!(halves.iter().zip(&expected).all(agree), "by {coefficient} on {}", isa.name());
+            // NaN too has the same bits everywhere.
+            let bits: Vec<_> = halves.iter().map(|half| half.0).collect();
+            assert!(bits == *first.get_or_insert_with(|| bits.clone()), "NaN by {coefficient} on {}", isa.name());
+        }
+    }
 }
 
 #[test]
