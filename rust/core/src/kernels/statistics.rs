@@ -53,8 +53,10 @@ impl Kernel for Statistics {
     fn add<E: Element, S: Simd>(self, simd: S, state: &mut State<E>, elements: &[E]) {
         for piece in elements.chunks(PIECE) {
             add_terms(simd, Both, &mut state.sums, piece);
-            MaxAbs.add(simd, &mut state.largest, piece);
-            state.zeros = piece.iter().fold(state.zeros, |zeros, x| zeros + u32::from(x.abs_bits() == E::Bits::default()));
+            (state.largest, state.zeros) = piece.iter().fold((state.largest, state.zeros), |(largest, zeros), x| {
+                let bits = x.abs_bits();
+                (largest.max(bits), zeros + u32::from(bits == E::Bits::default()))
+            });
         }
         state.count += elements.len();
     }
