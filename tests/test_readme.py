@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import inspect
 import re
 from pathlib import Path
 
@@ -43,7 +44,10 @@ def test_readme(session: None) -> None:
             exec(compile(block, str(README), "exec"), names)
 
 
-@pytest.mark.parametrize("name", ["normclip.clip", "normclip.norms"])
+MODULES = ("normclip.clip", "normclip.clip_grads", "normclip.norms", "normclip.products", "normclip.statistics")
+
+
+@pytest.mark.parametrize("name", MODULES)
 def test_docstrings(name: str, session: None) -> None:
     module = importlib.import_module(name)
     failed, attempted = doctest.testmod(module)
@@ -54,5 +58,5 @@ def test_docstrings(name: str, session: None) -> None:
 def test_every_function_has_an_example() -> None:
     for name in normclip.__all__:
         function = getattr(normclip, name)
-        if getattr(function, "__module__", "") in ("normclip.clip", "normclip.norms"):
+        if inspect.isfunction(function) and function.__module__ in MODULES:
             assert doctest.DocTestFinder().find(function)[0].examples, name
