@@ -36,10 +36,13 @@ impl Products {
     /// cos(x, y) = Σxy / (‖x‖‖y‖); NaN where a vector is zero or not finite.
     pub fn cosine(&self) -> f64 {
         let (x, y) = (self.xx.norm(), self.yy.norm());
+        if x == 0.0 || y == 0.0 || !x.is_finite() || !y.is_finite() {
+            return f64::NAN;
+        }
+        // Each part over the norms at its own scale. A part that is too small for them to fit is too small to count.
+        let part = |sum: Sum, scale: f64| if sum.value() == 0.0 { 0.0 } else { sum.value() / (x * scale * (y * scale)) };
         let Squares { small, medium, large } = self.xy;
-        // Part by part, and each factor of the scales with its norm, so that nothing overflows on the way.
-        let part = |sum: Sum, scale: f64| sum.value() * scale / x * scale / y;
-        if x > 0.0 && y > 0.0 { part(large, Squares::UP) + part(medium, 1.0) + part(small, Squares::DOWN) } else { f64::NAN }
+        part(large, Squares::DOWN) + part(medium, 1.0) + part(small, Squares::UP)
     }
 }
 
@@ -53,7 +56,7 @@ pub fn dot<E: Element>(isa: Isa, x: &[E], y: &[E]) -> Products {
     let rescale = |plain, elements| SumSquares.rescaled(plain, &Block::slice(isa, elements));
     let (xx, yy) = (rescale(xx, x), rescale(yy, y));
     let (x_norm, y_norm) = (xx.norm(), yy.norm());
-    if x_norm.is_finite() && y_norm.is_finite() && !Squares::SAFE.contains(&(x_norm * y_norm)) {
+    if x_norm > 0.0 && y_norm > 0.0 && x_norm.is_finite() && y_norm.is_finite() && !Squares::SAFE.contains(&(x_norm * y_norm)) {
         xy = if x_norm * y_norm > 1.0 {
             Squares { large: at_scale(Squares::DOWN)[0].medium, ..Squares::EMPTY }
         } else {
