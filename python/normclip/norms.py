@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, overload
 
+from normclip._backend import collect
 from normclip._collect import Parameters, SupportsDLPack, Tensors, as_given, as_tensor, check_finite, check_order
-from normclip._core import TensorList
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +46,7 @@ def total_norm(tensors: Tensors, ord: float = 2.0) -> torch.Tensor | float:
         >>> total_norm(np.array([3.0, -4.0]), ord=1)
         7.0
     """
-    taken = TensorList(tensors)
+    taken = collect(tensors)
     return as_given(taken.norm(check_order("ord", ord)), taken)
 
 
@@ -77,7 +77,7 @@ def get_total_norm(
         tensor(5.)
     """
     norm_type = check_order("norm_type", norm_type)
-    taken = TensorList(tensors)
+    taken = collect(tensors)
     norm = taken.norm(norm_type)
     if error_if_nonfinite:
         check_finite(norm, norm_type, taken, source="gradients from `tensors`")
