@@ -104,7 +104,7 @@ def part_of(taken: DeviceList, kind: int, number: int, indices: list[int], *, wr
             return CudaPart(taken, kind, number, indices)
     from normclip._torch import TorchPart
 
-    return TorchPart(_chosen(taken, indices))
+    return TorchPart(_chosen(taken, indices), writable=writable)
 
 
 def _chosen(taken: DeviceList, indices: list[int]) -> list[Any]:

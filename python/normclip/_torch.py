@@ -21,10 +21,10 @@ _SAFE = (2.0**-900, 2.0**900)
 class TorchPart:
     """Tensors that torch computes with, all on one device."""
 
-    def __init__(self, tensors: list[torch.Tensor]) -> None:
+    def __init__(self, tensors: list[torch.Tensor], *, writable: bool) -> None:
         self.device = tensors[0].device
         self._wide = torch.float32 if self.device.type == "mps" else torch.float64
-        self._tensors = [tensor.detach() for tensor in tensors]
+        self._tensors = [_dense(tensor.detach(), writable=writable) for tensor in tensors]
         # The same memory listed twice counts once.
         firsts: dict[tuple[object, ...], int] = {}
         for index, tensor in enumerate(self._tensors):
@@ -123,3 +123,10 @@ class TorchPart:
 
     def _widened(self, tensor: torch.Tensor) -> torch.Tensor:
         return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).to(self._wide)
+
+
+def _dense(tensor: torch.Tensor, *, writable: bool) -> torch.Tensor:
+    """Of a sparse tensor the values: where indices repeat, their terms to write and their sums to measure."""
+    if not tensor.is_sparse:
+        return tensor
+    return tensor._values() if writable else tensor.coalesce().values()

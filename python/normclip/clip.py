@@ -135,19 +135,23 @@ def clip_grad_norm_(
 
     torch's formula with an exact norm. Gradients are written only where the coefficient is below 1.
 
+    On a CUDA device norm and coefficient stay there, nothing waits for them, and the call can be captured in a CUDA graph once it has been
+    made with the same gradients. As the host does not know whether anything was written, version counters rise with every call.
+
     Args:
         parameters: A parameter or an iterable of parameters; those without a gradient are passed over.
         max_norm: The limit γ ≥ 0; ``inf`` measures only.
         norm_type: The order p, a number or ``'inf'``.
-        error_if_nonfinite: Raise if the norm is NaN or infinite, and leave all gradients as they are.
+        error_if_nonfinite: Raise if the norm is NaN or infinite, and leave all gradients as they are. Waits for the device.
         foreach: Accepted for torch's sake, without effect.
 
     Returns:
-        The norm before clipping, a 0-dim tensor on the CPU: float64 if any gradient is of double precision, else float32.
+        The norm before clipping, a 0-dim tensor on the device of the first gradient: float64 if any gradient is of double precision,
+        else float32.
 
     Raises:
         RuntimeError: The norm is not finite and ``error_if_nonfinite`` is true.
-        TypeError: A gradient is not in CPU memory, or of an element type that is not supported.
+        TypeError: A gradient is of an element type that is not supported.
         ValueError: ``max_norm`` is negative or NaN, or a gradient cannot be written. In all cases nothing has changed.
 
     References:
@@ -184,7 +188,8 @@ def clip_grads_with_norm_(parameters: Parameters, max_norm: float, total_norm: t
     Args:
         parameters: As for :func:`clip_grad_norm_`.
         max_norm: The limit γ ≥ 0; ``inf`` changes nothing.
-        total_norm: The norm n of the gradients, as from :func:`normclip.get_total_norm`. NaN makes the gradients NaN, as in torch.
+        total_norm: The norm n of the gradients, as from :func:`normclip.get_total_norm`. NaN makes the gradients NaN, as in torch. One
+            on a device stays there, and is not checked.
         foreach: Accepted for torch's sake, without effect.
 
     Raises:

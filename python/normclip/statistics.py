@@ -139,6 +139,8 @@ def stats(
 ) -> Stats:
     """Counts, norms, means and sign statistics of many tensors as one vector, from one read.
 
+    The figures are Python numbers: for tensors on a device this waits for it, once.
+
     Args:
         tensors: As for :func:`normclip.total_norm`. Complex numbers count by their absolute value.
         names: A name for each tensor; their positions otherwise.
