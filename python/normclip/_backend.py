@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from normclip import _core
@@ -49,7 +48,7 @@ def collect(tensors: Any, *, writable: bool = False) -> Batch:
     Raises:
         TypeError, ValueError: One of them cannot be taken; the message names it.
     """
-    return _take(tensors, TensorList, DeviceList, writable=writable)
+    return _batch(_core.collect(tensors, writable=writable))
 
 
 def collect_grads(parameters: Any, *, writable: bool = False) -> Batch:
@@ -58,24 +57,20 @@ def collect_grads(parameters: Any, *, writable: bool = False) -> Batch:
     Raises:
         TypeError, ValueError: As for :func:`collect`.
     """
-    return _take(parameters, TensorList.grads, DeviceList.grads, writable=writable)
+    return _batch(_core.collect_grads(parameters, writable=writable))
 
 
-def _take(given: Any, on_cpu: Callable[..., TensorList], anywhere: Callable[..., DeviceList], *, writable: bool) -> Batch:
-    given = _repeatable(given)
-    try:
-        return on_cpu(given, writable=writable)
-    except NotOnCPU:
-        pass
-    taken = anywhere(given, writable=writable)
+def _batch(taken: TensorList | DeviceList) -> Batch:
+    if isinstance(taken, TensorList):
+        return taken
     from normclip._devices import DeviceBatch
 
     return DeviceBatch(taken)
 
 
-def moments(tensors: Any) -> Moments:
-    """The moments of tensors on any devices; :meth:`normclip.Moments.of` comes here with what is not in CPU memory."""
-    return collect(tensors).statistics()[0]
+def moments(taken: DeviceList) -> Moments:
+    """The moments of tensors on devices, with which :meth:`normclip.Moments.of` comes here."""
+    return _batch(taken).statistics()[0]
 
 
 def dot(xs: Any, ys: Any) -> tuple[float, float, float, float] | tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -84,7 +79,8 @@ def dot(xs: Any, ys: Any) -> tuple[float, float, float, float] | tuple[torch.Ten
     Raises:
         TypeError, ValueError: As for :func:`normclip.dot`.
     """
-    xs, ys = _repeatable(xs), _repeatable(ys)
+    # An iterator may be asked twice.
+    xs, ys = (list(given) if hasattr(given, "__next__") else given for given in (xs, ys))
     try:
         return _core.dot(xs, ys)
     except NotOnCPU:
@@ -93,8 +89,3 @@ def dot(xs: Any, ys: Any) -> tuple[float, float, float, float] | tuple[torch.Ten
     from normclip._devices import dot as device_dot
 
     return device_dot(*taken)
-
-
-def _repeatable(given: Any) -> Any:
-    """An iterator as a list: it may be asked twice."""
-    return list(given) if hasattr(given, "__next__") else given

@@ -187,7 +187,7 @@ class DeviceBatch:
         with self._writable() as taken:
             for part, indices in _parts(taken, writable=True):
                 change(part, indices)
-        return [tensor for tensor in self._taken.objects if isinstance(tensor, torch.Tensor)]
+        return self._taken.torch_tensors
 
     # ---- Memory that the kernels do not walk ----
 
@@ -219,9 +219,10 @@ class DeviceBatch:
     def _writable(self) -> Iterator[DeviceList]:
         copies = self._copies()
         yield self._with(copies)
-        for index, first in enumerate(self._taken.first_of):
-            if index in copies and first is None:
-                self._tensor(index).copy_(copies[index])
+        first_of = self._taken.first_of if copies else []
+        for index, copy in copies.items():
+            if first_of[index] is None:
+                self._tensor(index).copy_(copy)
 
     def _with(self, copies: dict[int, torch.Tensor]) -> DeviceList:
         if not copies:

@@ -31,8 +31,9 @@ def dot(xs: Tensors, ys: Tensors) -> Any:
         ys: As many tensors of the same shapes in the same order. Element types and strides may differ.
 
     Returns:
-        The product, a float, or for tensors on a device a 0-dim float64 tensor there. It is within 1e-12 of :math:`\sum_i |x_i y_i|`, with the same bits for any number of threads. Of complex tensors the real
-        part of :math:`\sum_i \bar x_i y_i`. The same pair of memory listed twice counts once.
+        The product, a float, or for tensors on a device a 0-dim float64 tensor there. It is within 1e-12 of :math:`\sum_i |x_i y_i|`, with
+        the same bits for any number of threads. Of complex tensors the real part of :math:`\sum_i \bar x_i y_i`. The same pair of memory
+        listed twice counts once.
 
     Raises:
         TypeError: As for :func:`normclip.total_norm`, or a tensor is sparse, or complex and its partner real.

@@ -36,15 +36,11 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ca
         return lambda tensor: tensor if tensor.is_cuda else tensor.cuda()
     monkeypatch.setattr(_devices, "_HOST", ())
     monkeypatch.setattr(_cuda, "TUNING", _cuda.Tuning(chunk=CHUNK, tile=128, unroll=2, lanes=8, short=2))
-    monkeypatch.setattr(_backend, "TensorList", _Refusing)
-    monkeypatch.setattr(_backend, "_core", SimpleNamespace(dot=_not_on_cpu))
+    everywhere = SimpleNamespace(collect=_core.DeviceList, collect_grads=_grads, dot=_not_on_cpu)
+    monkeypatch.setattr(_backend, "_core", everywhere)
     return lambda tensor: tensor
 
 
-class _Refusing:
-    """Stands for a `TensorList` that finds tensors of a device."""
-
-    grads = staticmethod(_not_on_cpu)
-
-    def __new__(cls, *args: Any, **options: Any) -> NoReturn:
-        _not_on_cpu()
+def _grads(parameters: Any, *, writable: bool) -> _core.DeviceList:
+    parameters = [parameters] if isinstance(parameters, torch.Tensor) else parameters
+    return _core.DeviceList([parameter.grad for parameter in parameters if parameter.grad is not None], writable=writable)

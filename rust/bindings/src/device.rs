@@ -9,10 +9,36 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use crate::dlpack::Device;
-use crate::extract::Extractor;
-use crate::list::{grads_of, listed};
+use crate::extract::{Extractor, NotOnCPU};
+use crate::list::{Memory, TensorList, grads_of, listed};
 use crate::moments::{Moments, tabulate};
 use crate::names::Names;
+
+/// The tensor itself, or the tensors of an iterable: a `TensorList` if all are in CPU memory, else a `DeviceList`.
+#[pyfunction]
+#[pyo3(signature = (tensors, *, writable = false))]
+pub(crate) fn collect<'py>(tensors: &Bound<'py, PyAny>, writable: bool) -> PyResult<Bound<'py, PyAny>> {
+    let py = tensors.py();
+    either(py, Names::Tensors("tensors"), listed(tensors, "tensors", intern!(py, "__dlpack__"))?, writable)
+}
+
+/// The gradients of a parameter, or of those parameters of an iterable that have one, as `collect` gives tensors.
+#[pyfunction]
+#[pyo3(signature = (parameters, *, writable = false))]
+pub(crate) fn collect_grads<'py>(parameters: &Bound<'py, PyAny>, writable: bool) -> PyResult<Bound<'py, PyAny>> {
+    let (names, grads) = grads_of(parameters)?;
+    either(parameters.py(), names, grads, writable)
+}
+
+fn either<'py>(py: Python<'py>, names: Names, objects: Vec<Bound<'py, PyAny>>, writable: bool) -> PyResult<Bound<'py, PyAny>> {
+    match Memory::of(py, &names, &objects, writable) {
+        Ok(memory) => Ok(Bound::new(py, TensorList::checked(memory, names, objects, writable)?)?.into_any()),
+        Err(error) if error.is_instance_of::<NotOnCPU>(py) => {
+            Ok(Bound::new(py, DeviceList::take(py, names, objects, writable)?)?.into_any())
+        }
+        Err(error) => Err(error),
+    }
+}
 
 /// Where the memory of some tensors is.
 #[pyclass(frozen, module = "normclip._core")]
@@ -40,24 +66,16 @@ impl DeviceList {
         Self::take(py, Names::Tensors("tensors"), listed(tensors, "tensors", intern!(py, "__dlpack__"))?, writable)
     }
 
-    /// The gradients of a parameter, or of those parameters of an iterable that have one.
-    #[staticmethod]
-    #[pyo3(signature = (parameters, *, writable = false))]
-    fn grads(parameters: &Bound<'_, PyAny>, writable: bool) -> PyResult<Self> {
-        let (names, grads) = grads_of(parameters)?;
-        Self::take(parameters.py(), names, grads, writable)
+    /// Those that are torch's.
+    #[getter]
+    fn torch_tensors(&self, py: Python<'_>) -> Vec<Py<PyAny>> {
+        self.objects.iter().zip(&self.torch).filter(|(_, is_torch)| **is_torch).map(|(object, _)| object.clone_ref(py)).collect()
     }
 
     /// The tensors.
     #[getter]
     fn objects(&self, py: Python<'_>) -> Vec<Py<PyAny>> {
         self.objects.iter().map(|object| object.clone_ref(py)).collect()
-    }
-
-    /// Whether some of them are torch tensors.
-    #[getter]
-    fn is_torch(&self) -> bool {
-        self.torch.contains(&true)
     }
 
     /// Whether some of them are float64 or complex128.

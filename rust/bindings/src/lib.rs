@@ -23,7 +23,7 @@ use pyo3::prelude::*;
 #[pymodule]
 mod _core {
     #[pymodule_export]
-    use super::device::DeviceList;
+    use super::device::{DeviceList, collect, collect_grads};
     #[pymodule_export]
     use super::dot::dot;
     #[pymodule_export]

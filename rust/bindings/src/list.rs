@@ -171,17 +171,13 @@ impl TensorList {
     }
 
     fn take(py: Python<'_>, names: Names, objects: Vec<Bound<'_, PyAny>>, writable: bool) -> PyResult<Self> {
-        let mut extractor = Extractor::new(py, &names, writable)?;
-        let (mut reads, mut writes) = (Vec::with_capacity(objects.len()), Vec::<(usize, View)>::new());
-        let mut owners = Vec::new();
-        let mut torch = Vec::with_capacity(objects.len());
-        for (index, object) in objects.iter().enumerate() {
-            let extracted = extractor.extract(index, object)?;
-            reads.push(extracted.read);
-            writes.extend(extracted.write.map(|view| (index, view)));
-            owners.extend(extracted.owners);
-            torch.push(extracted.is_torch);
-        }
+        let memory = Memory::of(py, &names, &objects, writable)?;
+        Self::checked(memory, names, objects, writable)
+    }
+
+    /// The list of tensors with this memory, if it may be used so.
+    pub(crate) fn checked(memory: Memory, names: Names, objects: Vec<Bound<'_, PyAny>>, writable: bool) -> PyResult<Self> {
+        let Memory { reads, writes, owners, torch } = memory;
         let uncoalesced = writes.first().map(|(index, _)| *index);
         let cut = |views, access| Tensors::new(views, access).map(Arc::new).map_err(|error| names.fault(error, &objects[error.index]));
         let (read, write) = if !writable {
@@ -232,6 +228,31 @@ pub(crate) fn listed<'py>(given: &Bound<'py, PyAny>, name: &str, attribute: &Bou
         )));
     };
     items.collect()
+}
+
+/// Where the memory of some tensors is; everything in it can be read by the CPU.
+pub(crate) struct Memory {
+    reads: Vec<View>,
+    writes: Vec<(usize, View)>,
+    owners: Vec<Py<PyAny>>,
+    torch: Vec<bool>,
+}
+
+impl Memory {
+    pub(crate) fn of(py: Python<'_>, names: &Names, objects: &[Bound<'_, PyAny>], writable: bool) -> PyResult<Self> {
+        let mut extractor = Extractor::new(py, names, writable)?;
+        let (mut reads, mut writes) = (Vec::with_capacity(objects.len()), Vec::new());
+        let mut owners = Vec::new();
+        let mut torch = Vec::with_capacity(objects.len());
+        for (index, object) in objects.iter().enumerate() {
+            let extracted = extractor.extract(index, object)?;
+            reads.push(extracted.read);
+            writes.extend(extracted.write.map(|view| (index, view)));
+            owners.extend(extracted.owners);
+            torch.push(extracted.is_torch);
+        }
+        Ok(Self { reads, writes, owners, torch })
+    }
 }
 
 /// The gradients of a parameter, or of those parameters of an iterable that have one, and how to call them.

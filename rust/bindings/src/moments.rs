@@ -5,10 +5,9 @@ use normclip_core::{Merge, Moments as Totals, merged, reduce};
 use pyo3::exceptions::PyValueError;
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::PyList;
 
-use crate::extract::NotOnCPU;
-use crate::list::{TensorList, listed};
+use crate::device::collect;
+use crate::list::TensorList;
 use crate::threads::team;
 
 /// What the statistics of a vector are derived from: counts, sums and the largest absolute value. Immutable.
@@ -43,17 +42,12 @@ impl Moments {
     #[staticmethod]
     fn of(tensors: &Bound<'_, PyAny>) -> PyResult<Self> {
         let py = tensors.py();
-        // What is listed now need not be iterable twice.
-        let listed = PyList::new(py, listed(tensors, "tensors", intern!(py, "__dlpack__"))?)?;
-        let (tensors, team) = match TensorList::of(listed.as_any(), false) {
-            Ok(tensors) => (tensors, team(py)?),
-            Err(error) if error.is_instance_of::<NotOnCPU>(py) => {
-                let backend = py.import(intern!(py, "normclip._backend"))?;
-                let moments = backend.call_method1(intern!(py, "moments"), (listed,))?;
-                return Ok(Self(moments.cast::<Self>()?.get().0));
-            }
-            Err(error) => return Err(error),
+        let taken = collect(tensors, false)?;
+        let Ok(tensors) = taken.cast::<TensorList>() else {
+            let moments = py.import(intern!(py, "normclip._backend"))?.call_method1(intern!(py, "moments"), (taken,))?;
+            return Ok(Self(moments.cast::<Self>()?.get().0));
         };
+        let (tensors, team) = (tensors.get(), team(py)?);
         Ok(Self(py.detach(|| merged(reduce(tensors.tensors(), Statistics { finite_only: false }, team)))))
     }
 
