@@ -97,12 +97,15 @@ class _Tables:
     def get(self, layout: bytes, device: torch.device) -> Table:
         key = (layout, device, TUNING)
         table = self._known.get(key)
+        if table is not None:
+            self._known.move_to_end(key)
         if device.type == "cuda":
             capturing = torch.cuda.is_current_stream_capturing()
             if table is None and capturing:
                 raise RuntimeError(
                     "these tensors are new to normclip, and a CUDA graph is being captured, in which nothing can be uploaded: "
-                    "make the same call once with the same tensors before the capture"
+                    "make the same call once with the same tensors before the capture, and let gradients keep their memory, as "
+                    "zero_grad(set_to_none=False) does"
                 )
             table = table or self._keep(key, _table(layout, device))
             self._order(table, device, capturing=capturing)
@@ -148,8 +151,8 @@ def _table(layout: bytes, device: torch.device, *, addresses: int = 1) -> Table:
     first = (np.arange(len(tensor)) - segments[tensor]) * chunk
     places = starts[tensor] + (first * _BYTES_OF_TYPE[types[tensor]])[:, None]
     packed = np.minimum(elements[tensor] - first, chunk) << 3 | types[tensor]
-    # The last column is the third address's place of pairs, or the index of the tensor.
-    rows = np.column_stack([places, packed, tensor])[:, : kernels.ROW.value] if addresses == 1 else np.column_stack([places, packed])
+    # Pairs have a second address where single tensors have their number.
+    rows = np.column_stack([places, packed, tensor][: 4 - addresses])
     uploaded = _upload(np.concatenate([rows.ravel(), segments]).astype(np.int64), device)
     return Table(uploaded, len(rows), reduce(or_, (1 << types).tolist(), 0), int(chunks_of.max(initial=0)), indices)
 
@@ -164,7 +167,8 @@ class CudaPart:
     """The CUDA tensors of a list that are on one device."""
 
     def __init__(self, taken: DeviceList, kind: int, number: int, indices: list[int]) -> None:
-        self.device = torch.device("cuda", number) if kind != 1 else torch.device("cpu")
+        # DLPack's kind 1 is the CPU: Triton's interpreter takes its tensors for those of a device.
+        self.device = torch.device("cpu") if kind == 1 else torch.device("cuda", number)
         self._taken, self._kind, self._number, self._indices = taken, kind, number, indices
 
     # ---- Measuring ----

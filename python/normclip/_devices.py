@@ -160,7 +160,10 @@ class DeviceBatch:
     def clip_(self, limit: float, norm: Any, epsilon: float) -> list[Any]:
         if limit == math.inf:
             return []
-        exact = norm.exact if isinstance(norm, Norm) else torch.as_tensor(norm, dtype=torch.float64)
+        if isinstance(norm, float):
+            size = norm + epsilon
+            return [] if size == 0.0 or limit / size >= 1.0 else self.scale_(limit / size)
+        exact = norm.exact if isinstance(norm, Norm) else norm.detach().double()
         return self._write(lambda part, _: part.clip_(limit, exact.to(part.device, non_blocking=True), epsilon))
 
     def scale_(self, factor: float) -> list[Any]:

@@ -6,8 +6,8 @@ one more launch adds them in a fixed tree. The same memory gives the same bits o
 
 float16, bfloat16 and float32 are widened; products and sums are taken in float64, where squares of these types are exact and cannot
 overflow. Chunks of float64 whose sum of squares leaves the safe range are read again at another scale (after Blue, 1978), as on the CPU.
-Error bound: a chunk has at most 2^20 elements in at least 128 lanes, and partials at least 128 lanes, so a sum passes through fewer than
-2^14 roundings of 2^-53: 1e-12 relative, at any size.
+Error bound: a chunk has at most 2^20 elements in at least 256 lanes, and more partials than 128 have 4096 lanes, so up to 2^35 elements a
+sum passes through fewer than 2^13 roundings of 2^-53: 1e-12 relative.
 """
 
 import triton
