@@ -5,15 +5,18 @@ PYTHON ?= python3
 SOURCES := pyproject.toml README.md Cargo.toml Cargo.lock $(shell find rust python -type f -not -path '*/__pycache__/*')
 
 .DEFAULT_GOAL := help
-.PHONY: help install bench test lint format kernels clean
+.PHONY: help install bench bench-gpu test lint format kernels clean
 
 help:  ## Show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
 
 install: $(VENV)/.installed  ## Build the wheel and install it with all extras into .venv
 
 bench: install  ## Compare with torch on real gradients and the shapes of well-known models; ARGS="--json FILE --plot FILE"
 	$(BIN)/normclip bench $(ARGS)
+
+bench-gpu: install  ## Compare with torch on a CUDA device; ARGS="FOLDER" for the JSON, default build/gpu
+	$(BIN)/python benches/gpu.py $(or $(ARGS),build/gpu)
 
 test: install  ## Run all tests: the Rust core, then Python against the installed wheel
 	cargo test --workspace --quiet

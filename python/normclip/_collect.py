@@ -1,4 +1,4 @@
-"""What the user passes → a :class:`~normclip._core.TensorList`, and numbers → what the user gets back."""
+"""What the user passes, checked, and norms → what the user gets back."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from normclip._core import TensorList
+from normclip._backend import AnyNorm, Batch
 
 if TYPE_CHECKING:
     import torch
@@ -48,16 +48,18 @@ def check_limit(name: str, value: float) -> float:
     return abs(value)  # a coefficient of -0 would turn signs round
 
 
-def as_tensor(norm: float, tensors: TensorList) -> torch.Tensor:
-    """A norm as torch returns it: on the CPU, without dimensions, float64 if any of the tensors is, else float32."""
+def as_tensor(norm: AnyNorm, tensors: Batch) -> torch.Tensor:
+    """A norm as torch returns it: without dimensions, float64 if any of the tensors is, else float32. On the CPU, or where it is."""
+    if not isinstance(norm, float):
+        return norm.rounded
     import torch
 
     return torch.tensor(norm, dtype=torch.float64 if tensors.is_double else torch.float32, device="cpu")
 
 
-def as_given(norm: float, tensors: TensorList) -> torch.Tensor | float:
+def as_given(norm: AnyNorm, tensors: Batch) -> torch.Tensor | float:
     """A norm in the terms of its tensors: a torch tensor for theirs, a float for others."""
-    return as_tensor(norm, tensors) if tensors.is_torch else norm
+    return norm if isinstance(norm, float) and not tensors.is_torch else as_tensor(norm, tensors)
 
 
 def mark_written(tensors: list[Any]) -> None:
@@ -68,13 +70,13 @@ def mark_written(tensors: list[Any]) -> None:
         torch.autograd.graph.increment_version(tensors)
 
 
-def check_finite(norm: float, norm_type: float, tensors: TensorList, *, source: str) -> None:
-    """Refuse a norm that is not finite, as torch does.
+def check_finite(norm: AnyNorm, norm_type: float, tensors: Batch, *, source: str) -> None:
+    """Refuse a norm that is not finite, as torch does. Waits for the device that computes it.
 
     Raises:
         RuntimeError: It is NaN or infinite; the message names the first tensors with such elements.
     """
-    if math.isfinite(norm):
+    if math.isfinite(float(norm)):
         return
     found = [f"{name} ({nans} NaN, {infs} inf)" for name, nans, infs in tensors.nonfinite()]
     shown = ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, overload
 
+from normclip._backend import collect, collect_grads
 from normclip._collect import (
     Parameters,
     SupportsDLPack,
@@ -19,7 +20,6 @@ from normclip._collect import (
     check_order,
     mark_written,
 )
-from normclip._core import TensorList
 
 if TYPE_CHECKING:
     import torch
@@ -65,9 +65,9 @@ def clip_(tensors: Tensors, max_norm: float, ord: float = 2.0) -> torch.Tensor |
     """
     max_norm = check_limit("max_norm", max_norm)
     ord = check_order("ord", ord)
-    taken = TensorList(tensors, writable=max_norm < math.inf)
+    taken = collect(tensors, writable=max_norm < math.inf)
     norm = taken.norm(ord)
-    _clip(taken, max_norm, norm)
+    mark_written(taken.clip_(max_norm, norm, 0.0))
     return as_given(norm, taken)
 
 
@@ -94,7 +94,7 @@ def scale_(tensors: Tensors, factor: float) -> None:
     factor = float(factor)
     if not math.isfinite(factor):
         raise ValueError(f"factor is {factor}: pass a finite number")
-    taken = TensorList(tensors, writable=True)
+    taken = collect(tensors, writable=True)
     if factor != 1.0:
         mark_written(taken.scale_(factor))
 
@@ -119,7 +119,7 @@ def clamp_(tensors: Tensors, limit: float) -> None:
         >>> gradient
         array([ 0.25, -0.5 ])
     """
-    mark_written(TensorList(tensors, writable=True).clamp_(check_limit("limit", limit)))
+    mark_written(collect(tensors, writable=True).clamp_(check_limit("limit", limit)))
 
 
 def clip_grad_norm_(
@@ -135,19 +135,23 @@ def clip_grad_norm_(
 
     torch's formula with an exact norm. Gradients are written only where the coefficient is below 1.
 
+    On a CUDA device norm and coefficient stay there, nothing waits for them, and the call can be captured in a CUDA graph once it has been
+    made with the same gradients. As the host does not know whether anything was written, version counters rise with every call.
+
     Args:
         parameters: A parameter or an iterable of parameters; those without a gradient are passed over.
         max_norm: The limit γ ≥ 0; ``inf`` measures only.
         norm_type: The order p, a number or ``'inf'``.
-        error_if_nonfinite: Raise if the norm is NaN or infinite, and leave all gradients as they are.
+        error_if_nonfinite: Raise if the norm is NaN or infinite, and leave all gradients as they are. Waits for the device.
         foreach: Accepted for torch's sake, without effect.
 
     Returns:
-        The norm before clipping, a 0-dim tensor on the CPU: float64 if any gradient is of double precision, else float32.
+        The norm before clipping, a 0-dim tensor on the device of the first gradient: float64 if any gradient is of double precision,
+        else float32.
 
     Raises:
         RuntimeError: The norm is not finite and ``error_if_nonfinite`` is true.
-        TypeError: A gradient is not in CPU memory, or of an element type that is not supported.
+        TypeError: A gradient is of an element type that is not supported.
         ValueError: ``max_norm`` is negative or NaN, or a gradient cannot be written. In all cases nothing has changed.
 
     References:
@@ -168,11 +172,11 @@ def clip_grad_norm_(
         parameters = list(parameters)
         if not parameters:
             warnings.warn("`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=2)
-    taken = TensorList.grads(parameters, writable=max_norm < math.inf)
+    taken = collect_grads(parameters, writable=max_norm < math.inf)
     norm = taken.norm(norm_type)
     if error_if_nonfinite:
         check_finite(norm, norm_type, taken, source="gradients from `parameters`")
-    _clip(taken, max_norm, norm + _TORCH_EPSILON)
+    mark_written(taken.clip_(max_norm, norm, _TORCH_EPSILON))
     return as_tensor(norm, taken)
 
 
@@ -184,7 +188,8 @@ def clip_grads_with_norm_(parameters: Parameters, max_norm: float, total_norm: t
     Args:
         parameters: As for :func:`clip_grad_norm_`.
         max_norm: The limit γ ≥ 0; ``inf`` changes nothing.
-        total_norm: The norm n of the gradients, as from :func:`normclip.get_total_norm`. NaN makes the gradients NaN, as in torch.
+        total_norm: The norm n of the gradients, as from :func:`normclip.get_total_norm`. NaN makes the gradients NaN, as in torch. One
+            on a device stays there, and is not checked.
         foreach: Accepted for torch's sake, without effect.
 
     Raises:
@@ -200,10 +205,11 @@ def clip_grads_with_norm_(parameters: Parameters, max_norm: float, total_norm: t
         tensor([0.6000, 0.8000])
     """
     max_norm = check_limit("max_norm", max_norm)
-    norm = float(total_norm)
-    if norm < 0.0:
+    # To look at a norm on a device would be to wait for it.
+    norm = total_norm if getattr(total_norm, "is_cpu", True) is False else float(total_norm)
+    if isinstance(norm, float) and norm < 0.0:
         raise ValueError(f"total_norm is {norm}: a norm is not negative")
-    _clip(TensorList.grads(parameters, writable=max_norm < math.inf), max_norm, norm + _TORCH_EPSILON)
+    mark_written(collect_grads(parameters, writable=max_norm < math.inf).clip_(max_norm, norm, _TORCH_EPSILON))
 
 
 def clip_grad_value_(parameters: Parameters, clip_value: float, foreach: bool | None = None) -> None:
@@ -229,13 +235,4 @@ def clip_grad_value_(parameters: Parameters, clip_value: float, foreach: bool | 
         tensor([ 0.2500, -0.5000])
     """
     clip_value = check_limit("clip_value", clip_value)
-    mark_written(TensorList.grads(parameters, writable=True).clamp_(clip_value))
-
-
-def _clip(tensors: TensorList, max_norm: float, norm: float) -> None:
-    if max_norm == math.inf or norm == 0.0:
-        return
-    coefficient = max_norm / norm
-    # Not `coefficient < 1`: NaN has to reach the elements.
-    if not coefficient >= 1.0:
-        mark_written(tensors.scale_(coefficient))
+    mark_written(collect_grads(parameters, writable=True).clamp_(clip_value))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, overload
 
+from normclip._backend import collect
 from normclip._collect import Parameters, SupportsDLPack, Tensors, as_given, as_tensor, check_finite, check_order
-from normclip._core import TensorList
 
 if TYPE_CHECKING:
     import torch
@@ -26,17 +26,18 @@ def total_norm(tensors: Tensors, ord: float = 2.0) -> torch.Tensor | float:
     itself fits, and has the same bits for any number of threads.
 
     Args:
-        tensors: A tensor or an iterable of tensors, of any shapes: torch CPU tensors, NumPy arrays or other objects with
+        tensors: A tensor or an iterable of tensors, of any shapes: torch tensors, NumPy arrays or other objects in CPU memory with
             ``__dlpack__``, of float16, bfloat16, float32, float64, complex64 or complex128 elements. The same memory listed
             twice counts once. A torch sparse COO tensor counts by its coalesced values.
         ord: The order p, any real number, ``inf`` or ``-inf``.
 
     Returns:
-        For torch tensors a 0-dim tensor on the CPU: float64 if any tensor is of double precision, else float32. For others a float.
+        For torch tensors a 0-dim tensor, on the device of the first if some are not in CPU memory: float64 if any tensor is of double
+        precision, else float32. For others a float.
         0 if there are no elements, NaN if any element is NaN.
 
     Raises:
-        TypeError: An object is no tensor, not in CPU memory, or of another element type.
+        TypeError: An object is no tensor, of another library and not in CPU memory, or of another element type.
         ValueError: ``ord`` is NaN, or a tensor has no memory (meta and fake tensors).
 
     Example:
@@ -46,7 +47,7 @@ def total_norm(tensors: Tensors, ord: float = 2.0) -> torch.Tensor | float:
         >>> total_norm(np.array([3.0, -4.0]), ord=1)
         7.0
     """
-    taken = TensorList(tensors)
+    taken = collect(tensors)
     return as_given(taken.norm(check_order("ord", ord)), taken)
 
 
@@ -62,10 +63,11 @@ def get_total_norm(
         tensors: A tensor or an iterable of tensors, as for :func:`total_norm`.
         norm_type: The order, a number or ``'inf'``.
         error_if_nonfinite: Raise if the norm is NaN or infinite. (One that only the float32 of the result cannot hold is neither.)
+            Waits for the device.
         foreach: Accepted for torch's sake, without effect.
 
     Returns:
-        A 0-dim tensor on the CPU: float64 if any tensor is of double precision, else float32.
+        A 0-dim tensor, on the device of the first tensor: float64 if any tensor is of double precision, else float32.
 
     Raises:
         RuntimeError: The norm is not finite and ``error_if_nonfinite`` is true.
@@ -77,7 +79,7 @@ def get_total_norm(
         tensor(5.)
     """
     norm_type = check_order("norm_type", norm_type)
-    taken = TensorList(tensors)
+    taken = collect(tensors)
     norm = taken.norm(norm_type)
     if error_if_nonfinite:
         check_finite(norm, norm_type, taken, source="gradients from `tensors`")

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from normclip import _core
+from normclip import _backend
 from normclip._collect import Tensors
 
 
 class DotStats(NamedTuple):
-    """An inner product and what it takes to judge it."""
+    """An inner product and what it takes to judge it. For tensors on a device 0-dim float64 tensors there, for others floats."""
 
-    dot: float
+    dot: Any
     """Σxy."""
-    norm_x: float
+    norm_x: Any
     """√Σx²."""
-    norm_y: float
+    norm_y: Any
     """√Σy²."""
-    cosine: float
+    cosine: Any
     """Σxy / (√Σx² √Σy²); NaN where a vector is zero or not finite."""
 
 
-def dot(xs: Tensors, ys: Tensors) -> float:
+def dot(xs: Tensors, ys: Tensors) -> Any:
     r"""Inner product of two lists of tensors, in one read of both.
 
     .. math:: \langle x, y \rangle = \sum_i x_i y_i
@@ -31,8 +31,9 @@ def dot(xs: Tensors, ys: Tensors) -> float:
         ys: As many tensors of the same shapes in the same order. Element types and strides may differ.
 
     Returns:
-        The product, within 1e-12 of :math:`\sum_i |x_i y_i|`, with the same bits for any number of threads. Of complex tensors the real
-        part of :math:`\sum_i \bar x_i y_i`. The same pair of memory listed twice counts once.
+        The product, a float, or for tensors on a device a 0-dim float64 tensor there. It is within 1e-12 of :math:`\sum_i |x_i y_i|`, with
+        the same bits for any number of threads. Of complex tensors the real part of :math:`\sum_i \bar x_i y_i`. The same pair of memory
+        listed twice counts once.
 
     Raises:
         TypeError: As for :func:`normclip.total_norm`, or a tensor is sparse, or complex and its partner real.
@@ -66,4 +67,4 @@ def dot_stats(xs: Tensors, ys: Tensors) -> DotStats:
         >>> dot_stats(np.array([3.0, 4.0]), np.array([4.0, 3.0]))
         DotStats(dot=24.0, norm_x=5.0, norm_y=5.0, cosine=0.96)
     """
-    return DotStats(*_core.dot(xs, ys))
+    return DotStats(*_backend.dot(xs, ys))

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from normclip._backend import Batch, collect, collect_grads
 from normclip._collect import Parameters, Tensors, check_order
-from normclip._core import Moments, TensorList
+from normclip._core import Moments
 
 if TYPE_CHECKING:
     import torch
@@ -138,6 +139,8 @@ def stats(
 ) -> Stats:
     """Counts, norms, means and sign statistics of many tensors as one vector, from one read.
 
+    The figures are Python numbers: for tensors on a device this waits for it, once.
+
     Args:
         tensors: As for :func:`normclip.total_norm`. Complex numbers count by their absolute value.
         names: A name for each tensor; their positions otherwise.
@@ -166,7 +169,7 @@ def stats(
         b        1      0     0     0   4   4     4      4         4            1        1
     """
     orders = [check_order("norms", order) for order in norms]
-    taken = TensorList(tensors)
+    taken = collect(tensors)
     return measure(taken, _named(taken, names), per_tensor=per_tensor, orders=orders, groups=groups)[0]
 
 
@@ -206,7 +209,7 @@ def grad_stats(
 
 def take_grads(
     parameters: torch.nn.Module | Parameters | Iterable[tuple[str, torch.nn.Parameter]], *, writable: bool
-) -> tuple[TensorList, tuple[str, ...]]:
+) -> tuple[Batch, tuple[str, ...]]:
     """The gradients of a module, of parameters or of named parameters, with their names."""
     given: list[Any]
     if hasattr(parameters, "named_parameters"):
@@ -214,12 +217,12 @@ def take_grads(
     else:
         given = [parameters] if hasattr(parameters, "grad") else list(parameters)
     pairs = [item if isinstance(item, tuple) else (str(position), item) for position, item in enumerate(given)]
-    taken = TensorList.grads([parameter for _, parameter in pairs], writable=writable)
+    taken = collect_grads([parameter for _, parameter in pairs], writable=writable)
     return taken, tuple(pairs[position][0] for position in taken.positions)
 
 
 def measure(
-    taken: TensorList,
+    taken: Batch,
     names: tuple[str, ...],
     *,
     per_tensor: bool,
@@ -236,7 +239,7 @@ def measure(
     found = Stats(
         **_figures(moments),
         moments=moments,
-        norms={order: taken.norm(order) for order in orders},
+        norms={order: float(taken.norm(order)) for order in orders},
         groups=dict(zip(labels, grouped, strict=True)),
         per_tensor=PerTensor(names, *table.T) if per_tensor else None,
     )
@@ -262,7 +265,7 @@ def assign(groups: Groups, names: Sequence[str]) -> list[str]:
     return [group_of(name) for name in names]
 
 
-def _named(taken: TensorList, names: Sequence[str] | None) -> tuple[str, ...]:
+def _named(taken: Batch, names: Sequence[str] | None) -> tuple[str, ...]:
     if names is None:
         return tuple(map(str, range(len(taken))))
     if len(names) != len(taken):

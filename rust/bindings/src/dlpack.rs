@@ -6,14 +6,24 @@ use std::{ptr, slice};
 
 /// `DLDevice`.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Device {
     pub(crate) kind: i32,
     pub(crate) id: i32,
 }
 
-/// Devices whose memory the CPU can read: `kDLCPU` and `kDLCUDAHost` (pinned).
-pub(crate) const HOST_DEVICES: [i32; 2] = [1, 3];
+impl Device {
+    /// Whether the CPU can read its memory: `kDLCPU` and `kDLCUDAHost` (pinned).
+    pub(crate) fn is_host(self) -> bool {
+        matches!(self.kind, 1 | 3)
+    }
+
+    /// Whether its pointers are addresses in the address space of the process, as those of CUDA and ROCm are (`kDLCUDA`, `kDLROCM`,
+    /// `kDLROCMHost`, `kDLCUDAManaged`). Other devices may hand out handles.
+    pub(crate) fn has_addresses(self) -> bool {
+        self.is_host() || matches!(self.kind, 2 | 10 | 11 | 13)
+    }
+}
 
 /// `DLDataType`.
 #[repr(C)]

@@ -5,15 +5,18 @@
 
 use std::ffi::{CStr, c_void};
 use std::mem::MaybeUninit;
+use std::ptr;
 
 use normclip_core::{Dtype, TensorError, View};
 use pyo3::exceptions::{PyBufferError, PyException, PyTypeError, PyValueError};
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyCapsule, PyCapsuleMethods, PyDict, PyType};
+use pyo3::{create_exception, intern};
 
-use crate::dlpack::{self, Borrow, ExchangeApi, ExchangeHeader, ManagedTensor, ManagedTensorVersioned};
+use crate::dlpack::{self, Borrow, Device, ExchangeApi, ExchangeHeader, ManagedTensor, ManagedTensorVersioned};
 use crate::names::Names;
+
+create_exception!(normclip._core, NotOnCPU, PyTypeError, "A tensor is in the memory of another device: `DeviceList` may take it.");
 
 /// Memory to read, memory to write, and what keeps them alive besides the object itself.
 pub(crate) struct Extracted {
@@ -21,6 +24,7 @@ pub(crate) struct Extracted {
     /// The same as `read`, but for sparse tensors with repeated indices: their sums are measured, their terms are scaled.
     pub(crate) write: Option<View>,
     pub(crate) owners: Vec<Py<PyAny>>,
+    pub(crate) device: Device,
     pub(crate) is_torch: bool,
 }
 
@@ -45,6 +49,8 @@ pub(crate) struct Extractor<'a, 'py> {
     /// The type that was looked up last, and its facts: lists are mostly of one type.
     latest: Option<(Bound<'py, PyType>, TypeFacts)>,
     writing: bool,
+    /// Whether torch tensors in memory that the CPU cannot read are taken too.
+    anywhere: bool,
 }
 
 impl<'a, 'py> Extractor<'a, 'py> {
@@ -54,7 +60,12 @@ impl<'a, 'py> Extractor<'a, 'py> {
             Some(torch) => torch.getattr_opt(intern!(py, "Tensor"))?,
             None => None,
         };
-        Ok(Self { names, torch_tensor, latest: None, writing })
+        Ok(Self { names, torch_tensor, latest: None, writing, anywhere: false })
+    }
+
+    /// The same for torch tensors on any device.
+    pub(crate) fn anywhere(self) -> Self {
+        Self { anywhere: true, ..self }
     }
 
     /// How its objects are called.
@@ -78,11 +89,13 @@ impl<'a, 'py> Extractor<'a, 'py> {
         if let Some(borrow) = borrow
             && let Ok(tensor) = borrow_tensor(object, borrow)
         {
-            return Ok(Extracted { read: self.view(index, object, &tensor)?, write: None, owners: Vec::new(), is_torch });
+            let read = self.view(index, object, &tensor)?;
+            return Ok(Extracted { read, write: None, owners: Vec::new(), device: tensor.device, is_torch });
         }
         match self.tensor(index, object)? {
             Some(Exported { tensor, owner, is_torch }) => {
-                Ok(Extracted { read: self.view(index, object, &tensor)?, write: None, owners: owner.into_iter().collect(), is_torch })
+                let read = self.view(index, object, &tensor)?;
+                Ok(Extracted { read, write: None, owners: owner.into_iter().collect(), device: tensor.device, is_torch })
             }
             None => self.extract_sparse(index, object),
         }
@@ -156,11 +169,16 @@ impl<'a, 'py> Extractor<'a, 'py> {
         };
         let broken = |error: PyErr| self.refusal(index, object, error);
         let (kind, id) = device.call0().and_then(|device| device.extract::<(i32, i32)>()).map_err(broken)?;
-        self.check_device(index, object, dlpack::Device { kind, id })?;
+        let device = Device { kind, id };
+        self.check_device(index, object, device)?;
         // torch refuses to export what requires a gradient, although its memory may be read.
         let exporter = if is_torch { &object.call_method0(intern!(py, "detach"))? } else { object };
         let arguments = PyDict::new(py);
         arguments.set_item(intern!(py, "max_version"), (dlpack::MAJOR, 0))?;
+        if !device.is_host() {
+            // No waiting between streams: what is launched later goes to the stream that is current then.
+            arguments.set_item(intern!(py, "stream"), -1)?;
+        }
         let versioned = exporter.call_method(intern!(py, "__dlpack__"), (), Some(&arguments));
         let exported = match versioned {
             // Producers from before version 1 do not know the argument.
@@ -196,9 +214,13 @@ impl<'a, 'py> Extractor<'a, 'py> {
 
     fn view(&self, index: usize, object: &Bound<'py, PyAny>, tensor: &dlpack::Tensor) -> PyResult<View> {
         let dtype = self.dtype(index, object, tensor)?;
-        // SAFETY: a DLPack tensor describes memory that is valid while its owner lives, and `TensorList` keeps the owners. That nobody
-        // writes it meanwhile is up to the caller in Python, as with every in-place operation of NumPy and torch.
-        let view = unsafe { View::new(tensor.start(), dtype, tensor.shape(), tensor.strides()) };
+        // A handle says nothing about what shares memory with what.
+        let (start, shape) = if tensor.device.has_addresses() { (tensor.start(), tensor.shape()) } else { (ptr::null_mut(), &[0][..]) };
+        let strides = if tensor.device.has_addresses() { tensor.strides() } else { None };
+        // SAFETY: a DLPack tensor describes memory that is valid while its owner lives, and lists keep the owners. That nobody writes it
+        // meanwhile is up to the caller in Python, as with every in-place operation of NumPy and torch. Memory of other devices is
+        // never read or written here: `DeviceList` passes addresses on.
+        let view = unsafe { View::new(start, dtype, shape, strides) };
         view.map_err(|problem| self.names.fault(TensorError { index, problem }, object))
     }
 
@@ -221,8 +243,14 @@ impl<'a, 'py> Extractor<'a, 'py> {
         }
     }
 
-    fn check_device(&self, index: usize, object: &Bound<'py, PyAny>, device: dlpack::Device) -> PyResult<()> {
-        if dlpack::HOST_DEVICES.contains(&device.kind) {
+    fn check_device(&self, index: usize, object: &Bound<'py, PyAny>, device: Device) -> PyResult<()> {
+        if device.is_host() {
+            return Ok(());
+        }
+        if self.anywhere
+            && let Some(tensor) = &self.torch_tensor
+            && object.is_instance(tensor)?
+        {
             return Ok(());
         }
         let name = self.names.describe(index, object);
@@ -230,7 +258,8 @@ impl<'a, 'py> Extractor<'a, 'py> {
             .getattr("device")
             .and_then(|place| place.str())
             .map_or_else(|_| format!("device {}:{}", device.kind, device.id), |place| place.to_string());
-        Err(PyTypeError::new_err(format!("{name} is on {place}, and normclip reads CPU memory: move it with .cpu()")))
+        let message = format!("{name} is on {place}, and normclip reads CPU memory: move it with .cpu()");
+        Err(if self.anywhere { PyTypeError::new_err(message) } else { NotOnCPU::new_err(message) })
     }
 
     /// The producer's own refusal, with the tensor's name and its first line. Interrupts pass as they are.

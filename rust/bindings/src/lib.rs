@@ -2,11 +2,13 @@
 //!
 //! ```text
 //! list · dot · moments   the operations, and what they give
+//! device     what the kernels of other devices need to know
 //! extract    a Python object → View, by DLPack
 //! dlpack     the C structs            names     how a tensor is called in an error
 //! threads    how many, which instruction set
 //! ```
 
+mod device;
 mod dlpack;
 mod dot;
 mod extract;
@@ -21,7 +23,11 @@ use pyo3::prelude::*;
 #[pymodule]
 mod _core {
     #[pymodule_export]
+    use super::device::{DeviceList, collect, collect_grads};
+    #[pymodule_export]
     use super::dot::dot;
+    #[pymodule_export]
+    use super::extract::NotOnCPU;
     #[pymodule_export]
     use super::list::TensorList;
     #[pymodule_export]

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use normclip_core::kernels::{Clamp, Map, MaxAbs, Scale, Statistics, ZeroNonfinite};
-use normclip_core::{Access, Merge, Moments as Totals, Tensors, View, apply_each, merged, nonfinite, norm, reduce};
-use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
+use normclip_core::{Access, Moments as Totals, Tensors, View, apply_each, nonfinite, norm, reduce};
+use pyo3::exceptions::{PyRuntimeError, PyTypeError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyString};
 
 use crate::extract::Extractor;
-use crate::moments::Moments;
+use crate::moments::{Moments, tabulate};
 use crate::names::Names;
 use crate::threads::team;
 
@@ -43,24 +43,8 @@ impl TensorList {
     #[staticmethod]
     #[pyo3(signature = (parameters, *, writable = false))]
     fn grads(parameters: &Bound<'_, PyAny>, writable: bool) -> PyResult<Self> {
-        let py = parameters.py();
-        let parameters = listed(parameters, "parameters", intern!(py, "grad"))?;
-        let mut grads = Vec::with_capacity(parameters.len());
-        let mut positions = Vec::with_capacity(parameters.len());
-        for (position, parameter) in parameters.iter().enumerate() {
-            let Some(grad) = parameter.getattr_opt(intern!(py, "grad"))? else {
-                let kind = parameter.get_type();
-                return Err(PyTypeError::new_err(format!(
-                    "parameters[{position}] is a {}, without .grad: pass model.parameters()",
-                    kind.name()?
-                )));
-            };
-            if !grad.is_none() {
-                grads.push(grad);
-                positions.push(position);
-            }
-        }
-        Self::take(py, Names::Grads(positions), grads, writable)
+        let (names, grads) = grads_of(parameters)?;
+        Self::take(parameters.py(), names, grads, writable)
     }
 
     /// Whether some of them are torch tensors.
@@ -99,16 +83,18 @@ impl TensorList {
         let team = team(py)?;
         let (all, grouped, table) = py.detach(|| {
             let each = reduce(&self.read, Statistics { finite_only }, team);
-            let mut grouped = vec![Totals::EMPTY; groups.iter().max().map_or(0, |last| last + 1)];
-            for (group, moments) in groups.iter().zip(&each) {
-                grouped[*group].merge(moments);
-            }
-            // A repetition counts nothing, and reads like the tensor that it repeats.
-            let rows = self.read.first_of().iter().enumerate().map(|(index, first)| each[first.unwrap_or(index)]);
-            let table: Vec<u8> = rows.flat_map(|moments| row(&moments)).flat_map(f64::to_ne_bytes).collect();
-            (merged(each), grouped, table)
+            tabulate(&each, self.read.first_of(), &groups)
         });
-        Ok((Moments(all), grouped.into_iter().map(Moments).collect(), PyBytes::new(py, &table)))
+        Ok((all, grouped, PyBytes::new(py, &table)))
+    }
+
+    /// The moments of each tensor, as rows of 13 float64.
+    #[pyo3(signature = (*, finite_only = false))]
+    fn moments<'py>(&self, py: Python<'py>, finite_only: bool) -> PyResult<Bound<'py, PyBytes>> {
+        let team = team(py)?;
+        let each = py.detach(|| reduce(&self.read, Statistics { finite_only }, team));
+        let rows: Vec<u8> = each.iter().flat_map(Totals::to_array).flat_map(f64::to_ne_bytes).collect();
+        Ok(PyBytes::new(py, &rows))
     }
 
     /// Name, number of NaN and number of infinities of each tensor that has some.
@@ -123,6 +109,17 @@ impl TensorList {
         let team = team(py)?;
         py.detach(|| reduce(&self.read, MaxAbs, team));
         Ok(self.read.bytes())
+    }
+
+    /// Scales a vector of this norm to the limit, by limit / (norm + epsilon), if that is below 1. Returns the torch tensors that were written.
+    fn clip_<'py>(&self, py: Python<'py>, limit: f64, norm: f64, epsilon: f64) -> PyResult<Bound<'py, PyList>> {
+        let size = norm + epsilon;
+        let coefficient = limit / size;
+        // Not `coefficient < 1`: NaN has to reach the elements.
+        if limit == f64::INFINITY || size == 0.0 || coefficient >= 1.0 {
+            return Ok(PyList::empty(py));
+        }
+        self.scale_(py, coefficient)
     }
 
     /// Multiplies all elements. Returns the torch tensors that were written.
@@ -151,10 +148,7 @@ impl TensorList {
     /// Refuses what cannot be changed element by element: complex tensors, and sparse ones with repeated indices.
     fn check_elementwise(&self, py: Python<'_>) -> PyResult<()> {
         if let Some(index) = self.uncoalesced {
-            let name = self.names.describe(index, self.objects[index].bind(py));
-            return Err(PyValueError::new_err(format!(
-                "{name} is sparse with repeated indices, so its terms are not its elements: coalesce() it first"
-            )));
+            return Err(self.names.uncoalesced(index, self.objects[index].bind(py)));
         }
         self.read.check_real().map_err(|error| self.names.fault(error, self.objects[error.index].bind(py)))
     }
@@ -178,19 +172,13 @@ impl TensorList {
     }
 
     fn take(py: Python<'_>, names: Names, objects: Vec<Bound<'_, PyAny>>, writable: bool) -> PyResult<Self> {
-        let mut extractor = Extractor::new(py, &names, writable)?;
-        let (mut reads, mut writes) = (Vec::<View>::with_capacity(objects.len()), Vec::<(usize, View)>::new());
-        let mut owners = Vec::new();
-        let mut torch = Vec::with_capacity(objects.len());
-        for (index, object) in objects.iter().enumerate() {
-            let extracted = extractor.extract(index, object)?;
-            // Repeated indices are added up in new memory each time: by its terms the same tensor is known again.
-            let earlier = writes.iter().find(|(_, terms)| extracted.write.as_ref() == Some(terms)).map(|(earlier, _)| *earlier);
-            reads.push(earlier.map_or(extracted.read, |earlier| reads[earlier].clone()));
-            writes.extend(extracted.write.map(|terms| (index, terms)));
-            owners.extend(extracted.owners);
-            torch.push(extracted.is_torch);
-        }
+        let memory = Memory::of(py, &names, &objects, writable)?;
+        Self::checked(memory, names, objects, writable)
+    }
+
+    /// The list of tensors with this memory, if it may be used so.
+    pub(crate) fn checked(memory: Memory, names: Names, objects: Vec<Bound<'_, PyAny>>, writable: bool) -> PyResult<Self> {
+        let Memory { reads, writes, owners, torch } = memory;
         let uncoalesced = writes.first().map(|(index, _)| *index);
         let cut = |views, access| Tensors::new(views, access).map(Arc::new).map_err(|error| names.fault(error, &objects[error.index]));
         let (read, write) = if !writable {
@@ -249,9 +237,51 @@ pub(crate) fn listed<'py>(given: &Bound<'py, PyAny>, name: &str, attribute: &Bou
     Ok(list)
 }
 
-/// A row of the table of statistics.
-fn row(moments: &Totals) -> [f64; 11] {
-    let [count, zeros, nans, infs] = [moments.count, moments.zeros, moments.nans, moments.infs].map(|count| count as f64);
-    let (rms, mean, cosine, density) = (moments.rms(), moments.mean_abs(), moments.sign_cosine(), moments.density());
-    [count, zeros, nans, infs, moments.l1(), moments.l2(), moments.linf(), rms, mean, cosine, density]
+/// Where the memory of some tensors is; everything in it can be read by the CPU.
+pub(crate) struct Memory {
+    reads: Vec<View>,
+    writes: Vec<(usize, View)>,
+    owners: Vec<Py<PyAny>>,
+    torch: Vec<bool>,
+}
+
+impl Memory {
+    pub(crate) fn of(py: Python<'_>, names: &Names, objects: &[Bound<'_, PyAny>], writable: bool) -> PyResult<Self> {
+        let mut extractor = Extractor::new(py, names, writable)?;
+        let (mut reads, mut writes) = (Vec::<View>::with_capacity(objects.len()), Vec::<(usize, View)>::new());
+        let mut owners = Vec::new();
+        let mut torch = Vec::with_capacity(objects.len());
+        for (index, object) in objects.iter().enumerate() {
+            let extracted = extractor.extract(index, object)?;
+            // Repeated indices are added up in new memory each time: by its terms the same tensor is known again.
+            let earlier = writes.iter().find(|(_, terms)| extracted.write.as_ref() == Some(terms)).map(|(earlier, _)| *earlier);
+            reads.push(earlier.map_or(extracted.read, |earlier| reads[earlier].clone()));
+            writes.extend(extracted.write.map(|terms| (index, terms)));
+            owners.extend(extracted.owners);
+            torch.push(extracted.is_torch);
+        }
+        Ok(Self { reads, writes, owners, torch })
+    }
+}
+
+/// The gradients of a parameter, or of those parameters of an iterable that have one, and how to call them.
+pub(crate) fn grads_of<'py>(parameters: &Bound<'py, PyAny>) -> PyResult<(Names, Vec<Bound<'py, PyAny>>)> {
+    let py = parameters.py();
+    let parameters = listed(parameters, "parameters", intern!(py, "grad"))?;
+    let mut grads = Vec::with_capacity(parameters.len());
+    let mut positions = Vec::with_capacity(parameters.len());
+    for (position, parameter) in parameters.iter().enumerate() {
+        let Some(grad) = parameter.getattr_opt(intern!(py, "grad"))? else {
+            let kind = parameter.get_type();
+            return Err(PyTypeError::new_err(format!(
+                "parameters[{position}] is a {}, without .grad: pass model.parameters()",
+                kind.name()?
+            )));
+        };
+        if !grad.is_none() {
+            grads.push(grad);
+            positions.push(position);
+        }
+    }
+    Ok((Names::Grads(positions), grads))
 }

@@ -6,6 +6,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::intern;
 use pyo3::prelude::*;
 
+use crate::device::collect;
 use crate::list::TensorList;
 use crate::threads::team;
 
@@ -41,7 +42,12 @@ impl Moments {
     #[staticmethod]
     fn of(tensors: &Bound<'_, PyAny>) -> PyResult<Self> {
         let py = tensors.py();
-        let (tensors, team) = (TensorList::of(tensors, false)?, team(py)?);
+        let taken = collect(tensors, false)?;
+        let Ok(tensors) = taken.cast::<TensorList>() else {
+            let moments = py.import(intern!(py, "normclip._backend"))?.call_method1(intern!(py, "moments"), (taken,))?;
+            return Ok(Self(moments.cast::<Self>()?.get().0));
+        };
+        let (tensors, team) = (tensors.get(), team(py)?);
         Ok(Self(py.detach(|| merged(reduce(tensors.tensors(), Statistics { finite_only: false }, team)))))
     }
 
@@ -157,4 +163,23 @@ impl Moments {
     fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<(Bound<'py, PyAny>, (Vec<f64>,))> {
         Ok((slf.get_type().getattr("from_array")?, (slf.get().0.to_array().to_vec(),)))
     }
+}
+
+/// From the moments of each tensor: those of all, those of each group, and a table of figures, a row a tensor.
+pub(crate) fn tabulate(each: &[Totals], first_of: &[Option<usize>], groups: &[usize]) -> (Moments, Vec<Moments>, Vec<u8>) {
+    let mut grouped = vec![Totals::EMPTY; groups.iter().max().map_or(0, |last| last + 1)];
+    for (group, moments) in groups.iter().zip(each) {
+        grouped[*group].merge(moments);
+    }
+    // A repetition counts nothing, and reads like the tensor that it repeats.
+    let rows = first_of.iter().enumerate().map(|(index, first)| each[first.unwrap_or(index)]);
+    let table = rows.flat_map(|moments| row(&moments)).flat_map(f64::to_ne_bytes).collect();
+    (Moments(merged(each.iter().copied())), grouped.into_iter().map(Moments).collect(), table)
+}
+
+/// A row of the table.
+fn row(moments: &Totals) -> [f64; 11] {
+    let [count, zeros, nans, infs] = [moments.count, moments.zeros, moments.nans, moments.infs].map(|count| count as f64);
+    let (rms, mean, cosine, density) = (moments.rms(), moments.mean_abs(), moments.sign_cosine(), moments.density());
+    [count, zeros, nans, infs, moments.l1(), moments.l2(), moments.linf(), rms, mean, cosine, density]
 }

@@ -43,6 +43,14 @@ impl Names {
         }
     }
 
+    /// The Python error for a sparse tensor whose elements are sums of several terms.
+    pub(crate) fn uncoalesced(&self, index: usize, object: &Bound<'_, PyAny>) -> PyErr {
+        PyValueError::new_err(format!(
+            "{} is sparse with repeated indices, so its terms are not its elements: coalesce() it first",
+            self.describe(index, object)
+        ))
+    }
+
     /// The Python error for a fault that the core has found.
     pub(crate) fn fault(&self, error: TensorError, object: &Bound<'_, PyAny>) -> PyErr {
         let problem = match error.problem {

@@ -46,17 +46,26 @@ pub enum Access {
     Write,
 }
 
+/// For each tensor that repeats an earlier one, the index of that. Looks at addresses alone, so the memory may be on any device.
+///
+/// # Errors
+/// For [`Access::Write`], the first tensor that cannot be written in place.
+pub fn repetitions(views: &[View], access: Access) -> Result<Vec<Option<usize>>, TensorError> {
+    let order = overlap::by_address(views);
+    let first_of = overlap::duplicates(views, &order);
+    if access == Access::Write {
+        overlap::check_writable(views, order, &first_of)?;
+    }
+    Ok(first_of)
+}
+
 impl Tensors {
     /// Cuts up the tensors.
     ///
     /// # Errors
     /// For [`Access::Write`], the first tensor that cannot be written in place.
     pub fn new(views: Vec<View>, access: Access) -> Result<Self, TensorError> {
-        let order = overlap::by_address(&views);
-        let duplicates = overlap::duplicates(&views, &order);
-        if access == Access::Write {
-            overlap::check_writable(&views, order, &duplicates)?;
-        }
+        let duplicates = repetitions(&views, access)?;
         let once = || views.iter().enumerate().filter(|(tensor, _)| duplicates[*tensor].is_none());
         let cut = Cut::new(once().map(|(tensor, view)| (tensor, view.len())));
         let bytes = once().map(|(_, view)| view.bytes()).sum();

@@ -33,7 +33,7 @@ mod strict;
 mod view;
 
 pub use apply::{apply, apply_each};
-pub use blocks::{Access, BLOCK, Tensors};
+pub use blocks::{Access, BLOCK, Tensors, repetitions};
 pub use dot::{Pairs, dot};
 pub use dtype::{Bf16, Dtype, Element, F16};
 pub use error::{Problem, TensorError};

@@ -124,7 +124,7 @@ impl View {
     }
 
     /// The address of the first byte.
-    pub(crate) fn start(&self) -> *mut u8 {
+    pub fn start(&self) -> *mut u8 {
         self.start
     }
 
@@ -137,7 +137,8 @@ impl View {
         self.start as usize + if self.len == 0 { 0 } else { reach + self.dtype.size() }
     }
 
-    pub(crate) fn is_contiguous(&self) -> bool {
+    /// Whether the elements lie one after the other, in whatever order.
+    pub fn is_contiguous(&self) -> bool {
         self.layout == Layout::Contiguous
     }
 

@@ -1,0 +1,313 @@
+"""Lists of tensors that are not, or not all, in CPU memory: one part a device, each with its backend, and their results put together.
+
+Tensors that lie in one run of memory are read and written where they are. Others (columns of a matrix, say) are read through a contiguous
+copy, which is copied back when it was changed. Norms other than 2 of complex tensors are taken of a copy of their moduli.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from normclip import _core
+from normclip._core import DeviceList, Moments, TensorList
+
+Array = npt.NDArray[np.float64]
+
+# DLPack's numbers of devices: CUDA, ROCm, memory that either manages; and those whose memory the CPU reads.
+_CUDA = (2, 10, 13)
+_HOST = (1, 3)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A norm on a device: in float64 to compute with, and in the type that users get. ``float(norm)`` waits for it."""
+
+    exact: torch.Tensor
+    rounded: torch.Tensor
+
+    def __float__(self) -> float:
+        return float(self.exact)
+
+
+class Part(Protocol):
+    """The tensors of one device."""
+
+    device: torch.device
+
+    def norm(self, order: float, dtype: torch.dtype) -> Norm: ...
+    def moments(self, *, finite_only: bool) -> Array:
+        """A row of 13 numbers for each tensor, as :meth:`normclip.Moments.to_array` gives them."""
+
+    def clip_(self, limit: float, norm: torch.Tensor, epsilon: float) -> None: ...
+    def scale_(self, factor: float) -> None: ...
+    def scale_each_(self, factors: Array) -> None: ...
+    def clamp_(self, limit: float) -> None: ...
+    def zero_nonfinite_(self) -> None: ...
+    def dot(self, other: Part) -> torch.Tensor:
+        """Σxy, √Σx², √Σy² and the cosine, in step with the tensors of another part on the same device."""
+
+
+class _CpuPart:
+    """Those in CPU memory, by Rust."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, tensors: list[Any], *, writable: bool) -> None:
+        self._objects, self._tensors = tensors, TensorList(tensors, writable=writable)
+
+    def norm(self, order: float, dtype: torch.dtype) -> Norm:
+        exact = torch.tensor(self._tensors.norm(order), dtype=torch.float64)
+        return Norm(exact, exact.to(dtype))
+
+    def moments(self, *, finite_only: bool) -> Array:
+        return np.frombuffer(self._tensors.moments(finite_only=finite_only)).reshape(-1, 13)
+
+    def clip_(self, limit: float, norm: torch.Tensor, epsilon: float) -> None:
+        self._tensors.clip_(limit, float(norm), epsilon)
+
+    def scale_(self, factor: float) -> None:
+        self._tensors.scale_(factor)
+
+    def scale_each_(self, factors: Array) -> None:
+        self._tensors.scale_each_(factors.tolist())
+
+    def clamp_(self, limit: float) -> None:
+        self._tensors.clamp_(limit)
+
+    def zero_nonfinite_(self) -> None:
+        self._tensors.zero_nonfinite_(list(range(len(self._tensors))))
+
+    def dot(self, other: Part) -> torch.Tensor:
+        assert isinstance(other, _CpuPart)
+        return torch.tensor(_core.dot(self._objects, other._objects), dtype=torch.float64)
+
+
+def part_of(taken: DeviceList, kind: int, number: int, indices: list[int], *, writable: bool) -> Part:
+    """The tensors of a device, with the backend that serves it best."""
+    if kind in _HOST:
+        return _CpuPart(_chosen(taken, indices), writable=writable)
+    if kind in _CUDA:
+        try:
+            from normclip._cuda import CudaPart
+        except ImportError:
+            pass  # torch without Triton, as on some platforms
+        else:
+            return CudaPart(taken, kind, number, indices)
+    from normclip._torch import TorchPart
+
+    return TorchPart(_chosen(taken, indices), writable=writable)
+
+
+def _chosen(taken: DeviceList, indices: list[int]) -> list[Any]:
+    objects = taken.objects
+    return [objects[index] for index in indices]
+
+
+class DeviceBatch:
+    """A :class:`~normclip._backend.Batch` of tensors on any devices."""
+
+    def __init__(self, taken: DeviceList) -> None:
+        self._taken = taken
+
+    @property
+    def is_torch(self) -> bool:
+        """Whether norms are torch tensors. Those that stay on a device always are."""
+        return True
+
+    @property
+    def is_double(self) -> bool:
+        return self._taken.is_double
+
+    @property
+    def positions(self) -> list[int]:
+        return self._taken.positions
+
+    def __len__(self) -> int:
+        return len(self._taken)
+
+    # ---- Measuring ----
+
+    def norm(self, order: float) -> Norm:
+        dtype = torch.float64 if self.is_double else torch.float32
+        parts = [part for part, _ in self._read(moduli=order != 2.0)]
+        norms = [part.norm(order, dtype) for part in parts]
+        return norms[0] if len(norms) == 1 else _joined([norm.exact for norm in norms], order, dtype)
+
+    def statistics(self, groups: list[int] | None = None, *, finite_only: bool = False) -> tuple[Moments, list[Moments], bytes]:
+        return self._taken.statistics(self._moments(finite_only=finite_only).tobytes(), groups or [])
+
+    def nonfinite(self) -> list[tuple[str, int, int]]:
+        rows = zip(self._taken.names, self._moments(finite_only=False)[:, 2:4], strict=True)
+        return [(name, int(nans), int(infs)) for name, (nans, infs) in rows if nans + infs > 0]
+
+    def _moments(self, *, finite_only: bool) -> Array:
+        rows = np.zeros((len(self), 13))
+        for part, indices in self._read(moduli=True):
+            rows[indices] = part.moments(finite_only=finite_only)
+        return rows
+
+    # ---- Changing ----
+
+    def clip_(self, limit: float, norm: Any, epsilon: float) -> list[Any]:
+        if limit == math.inf:
+            return []
+        if isinstance(norm, float):
+            size = norm + epsilon
+            return [] if size == 0.0 or limit / size >= 1.0 else self.scale_(limit / size)
+        exact = norm.exact if isinstance(norm, Norm) else norm.detach().double()
+        return self._write(lambda part, _: part.clip_(limit, exact.to(part.device, non_blocking=True), epsilon))
+
+    def scale_(self, factor: float) -> list[Any]:
+        return self._write(lambda part, _: part.scale_(factor))
+
+    def scale_each_(self, factors: list[float | None]) -> list[Any]:
+        each = np.array([1.0 if factor is None else factor for factor in factors])
+        return self._write(lambda part, indices: part.scale_each_(each[indices]))
+
+    def clamp_(self, limit: float) -> list[Any]:
+        self.check_elementwise()
+        return self._write(lambda part, _: part.clamp_(limit))
+
+    def zero_nonfinite_(self, indices: list[int]) -> list[Any]:
+        self.check_elementwise()
+        # Only where something is not finite is anything written, so the others need not be left out.
+        self._write(lambda part, _: part.zero_nonfinite_())
+        return _chosen(self._taken, indices)
+
+    def check_elementwise(self) -> None:
+        self._taken.check_elementwise()
+
+    def _write(self, change: Callable[[Part, list[int]], None]) -> list[Any]:
+        with self._writable() as taken:
+            for part, indices in _parts(taken, writable=True):
+                change(part, indices)
+        return self._taken.torch_tensors
+
+    # ---- Memory that the kernels do not walk ----
+
+    @cached_property
+    def _scattered(self) -> list[int]:
+        """The tensors that cannot be read and written where they are."""
+        return self._away(self._taken.scattered)
+
+    def _away(self, indices: list[int]) -> list[int]:
+        """Those that are on devices."""
+        if not indices:
+            return []
+        at_home = {index for kind, _, members in self._taken.devices if kind in _HOST for index in members}
+        return [index for index in indices if index not in at_home]
+
+    def _copies(self) -> dict[int, torch.Tensor]:
+        # A copy always: what is contiguous may still begin off the border of its element type.
+        return {index: self._tensor(index).clone(memory_format=torch.contiguous_format) for index in self._scattered}
+
+    def _read(self, *, moduli: bool) -> Iterator[tuple[Part, list[int]]]:
+        copies = self._copies()
+        if moduli:
+            for index in self._away(self._taken.complex):
+                tensor = self._tensor(index)
+                copies[index] = torch.abs((tensor.coalesce().values() if tensor.is_sparse else tensor).to(torch.complex128))
+        return _parts(self._with(copies), writable=False)
+
+    @contextmanager
+    def _writable(self) -> Iterator[DeviceList]:
+        copies = self._copies()
+        yield self._with(copies)
+        first_of = self._taken.first_of if copies else []
+        for index, copy in copies.items():
+            if first_of[index] is None:
+                self._tensor(index).copy_(copy)
+
+    def _with(self, copies: dict[int, torch.Tensor]) -> DeviceList:
+        if not copies:
+            return self._taken
+        first_of = self._taken.first_of
+        places = enumerate(self._taken.objects)
+        return DeviceList([copies.get(i if first_of[i] is None else first_of[i], tensor) for i, tensor in places])  # type: ignore[arg-type]
+
+    def _tensor(self, index: int) -> torch.Tensor:
+        tensor: torch.Tensor = self._taken.objects[index]
+        return tensor.detach()
+
+
+def _parts(taken: DeviceList, *, writable: bool) -> Iterator[tuple[Part, list[int]]]:
+    for kind, number, indices in taken.devices:
+        yield part_of(taken, kind, number, indices, writable=writable), indices
+
+
+def _joined(norms: list[torch.Tensor], order: float, dtype: torch.dtype) -> Norm:
+    """The norm of a vector from the norms of its parts, on the device of the first."""
+    each = torch.stack([norm.to(norms[0].device, non_blocking=True) for norm in norms])
+    if order in (0.0, 1.0):
+        exact = each.sum()
+    elif order in (math.inf, -math.inf):
+        exact = each.max() if order > 0.0 else each.min()
+    else:
+        # Relative to the part that counts most, so that no power overflows. 0, inf and NaN are their own norm.
+        scale = each.max() if order > 0.0 else each.min()
+        usable = torch.isfinite(scale) & (scale > 0.0)
+        exact = torch.where(usable, scale * (each / torch.where(usable, scale, 1.0)).pow(order).sum().pow(1.0 / order), scale)
+    return Norm(exact, exact.to(dtype))
+
+
+def dot(xs: DeviceList, ys: DeviceList) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Σxy, √Σx², √Σy² and the cosine, on the device of the first pair."""
+    sides = [_dense(taken, name) for taken, name in ((xs, "xs"), (ys, "ys"))]
+    if len(sides[0]) != len(sides[1]):
+        raise ValueError(f"xs has {len(sides[0])} tensors and ys has {len(sides[1])}: pass as many of both, in the same order")
+    pairs: dict[tuple[Any, ...], tuple[torch.Tensor, torch.Tensor]] = {}
+    for index, (x, y) in enumerate(zip(*sides, strict=True)):
+        both = f"xs[{index}] ({x.dtype}, shape {list(x.shape)}) and ys[{index}] ({y.dtype}, shape {list(y.shape)})"
+        if x.shape != y.shape:
+            raise ValueError(f"{both} have different shapes: pass pairs of the same shape")
+        if x.is_complex() != y.is_complex():
+            raise TypeError(f"{both} are complex and real: cast the real one to complex")
+        if x.device != y.device:
+            raise ValueError(f"{both} are on {x.device} and {y.device}: move one to the other")
+        memory = (*(key for side in (x, y) for key in (side.data_ptr(), side.stride(), side.dtype)), x.shape, x.device)
+        if x.numel() > 0:
+            pairs.setdefault(memory, _in_step(x, y))
+    if not pairs:
+        zero = torch.zeros((), dtype=torch.float64, device=sides[0][0].device)
+        return zero, zero, zero, torch.full_like(zero, math.nan)
+    found = []
+    devices = list(dict.fromkeys(x.device for x, _ in pairs.values()))
+    for device in devices:
+        lists = [DeviceList([pair[side] for pair in pairs.values() if pair[0].device == device]) for side in (0, 1)]
+        x, y = (part_of(taken, *taken.devices[0], writable=False) for taken in lists)
+        found.append(x.dot(y).to(devices[0], non_blocking=True))
+    if len(found) == 1:
+        return found[0][0], found[0][1], found[0][2], found[0][3]
+    product = torch.stack([products[0] for products in found]).sum()
+    x_norm, y_norm = (_joined([products[side] for products in found], 2.0, torch.float64).exact for side in (1, 2))
+    return product, x_norm, y_norm, product / x_norm / y_norm
+
+
+def _dense(taken: DeviceList, name: str) -> list[torch.Tensor]:
+    tensors = []
+    for index, tensor in enumerate(taken.objects):
+        tensor = tensor.detach() if isinstance(tensor, torch.Tensor) else torch.utils.dlpack.from_dlpack(tensor)
+        if tensor.is_sparse:
+            raise TypeError(f"{name}[{index}] is sparse: pass it dense, with .to_dense()")
+        tensors.append(tensor.resolve_conj().resolve_neg())
+    return tensors
+
+
+def _in_step(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same pair of one real element type, whose elements lie in the same order and on the same borders of vectors."""
+    dtype = torch.promote_types(x.dtype, y.dtype)
+    x, y = x.to(dtype), y.to(dtype)
+    if x.is_complex():
+        x, y = torch.view_as_real(x), torch.view_as_real(y)
+    if x.stride() != y.stride() or DeviceList([x]).scattered:
+        x, y = x.contiguous(), y.contiguous()
+    return (x, y) if (x.data_ptr() - y.data_ptr()) % 16 == 0 else (x, y.clone())

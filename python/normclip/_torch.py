@@ -1,0 +1,132 @@
+"""Tensors on devices without kernels of ours (MPS, XPU; CUDA without Triton), by plain torch operations.
+
+Sums are taken in float64, or in float32 on devices without it, which is then the precision of the results. Norms are relative to the
+largest element, so that no power overflows. Every tensor is read several times: this is for every call to work, not for speed.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from normclip._devices import Norm, Part
+
+_UP = 2.0**538
+_SAFE = (2.0**-900, 2.0**900)
+
+
+class TorchPart:
+    """Tensors that torch computes with, all on one device."""
+
+    def __init__(self, tensors: list[torch.Tensor], *, writable: bool) -> None:
+        self.device = tensors[0].device
+        self._wide = torch.float32 if self.device.type == "mps" else torch.float64
+        self._tensors = [_dense(tensor.detach(), writable=writable) for tensor in tensors]
+        # The same memory listed twice counts once.
+        firsts: dict[tuple[object, ...], int] = {}
+        for index, tensor in enumerate(self._tensors):
+            firsts.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() > 0 else (index,), index)
+        self._firsts = list(firsts.values())
+
+    # ---- Measuring ----
+
+    def norm(self, order: float, dtype: torch.dtype) -> Norm:
+        each = [self._widened(tensor) for tensor in self._used() if tensor.numel() > 0]
+        if not each:
+            exact = torch.zeros((), dtype=self._wide, device=self.device)
+        elif order == 0.0:
+            counts = torch.stack([torch.count_nonzero(x) for x in each]).sum().to(self._wide)
+            exact = torch.where(torch.stack([torch.isnan(x).any() for x in each]).any(), math.nan, counts)
+        else:
+            sizes = [x.abs() for x in each]
+            scale = torch.stack([x.max() if order > 0.0 else x.min() for x in sizes])
+            scale = scale.max() if order > 0.0 else scale.min()
+            usable = torch.isfinite(scale) & (scale > 0.0)
+            divisor = torch.where(usable, scale, 1.0)
+            if math.isinf(order):
+                exact = scale
+            else:
+                powers = torch.stack([(x / divisor).pow(order).sum() for x in sizes]).sum()
+                exact = torch.where(usable, scale * powers.pow(1.0 / order), scale)
+        return Norm(exact, exact.to(self._wide if self._wide == torch.float32 else dtype))
+
+    def moments(self, *, finite_only: bool) -> npt.NDArray[np.float64]:
+        rows = np.zeros((len(self._tensors), 13))
+        for index in self._firsts:
+            x = self._widened(self._tensors[index])
+            if x.numel() == 0:
+                continue
+            nans, infs = torch.isnan(x).sum(), torch.isinf(x).sum()
+            if finite_only:
+                x = torch.where(torch.isfinite(x), x, 0.0)
+            size = x.abs()
+            largest = size.max()
+            zeros = x.numel() - torch.count_nonzero(x)
+            # In the scale in which the squares are safe: columns 6, 8 or 10 of the moments.
+            scales = (_UP, 1.0, 1.0 / _UP) if self._wide == torch.float64 else (1.0,)
+            squares = [(size * scale).square().sum() for scale in scales]
+            figures = torch.stack([count.to(self._wide) for count in (zeros, nans, infs)] + [size.sum(), largest, *squares]).tolist()
+            rows[index, :5] = x.numel(), *figures[:4]
+            rows[index, 12] = figures[4]
+            medium = figures[-1] if len(squares) == 1 else figures[6]
+            column = 8 if len(squares) == 1 or math.isnan(medium) or _SAFE[0] <= medium <= _SAFE[1] else 10 if medium > 1.0 else 6
+            rows[index, column] = {6: figures[5], 8: medium, 10: figures[-1]}[column]
+        return rows
+
+    # ---- Changing ----
+
+    def clip_(self, limit: float, norm: torch.Tensor, epsilon: float) -> None:
+        size = norm.to(self._wide) + epsilon
+        coefficient = torch.where(size == 0.0, 1.0, limit / size)
+        # `where` and not `clamp`: 1 is the factor that changes nothing, NaN has to reach the elements.
+        coefficient = torch.where(coefficient >= 1.0, 1.0, coefficient)
+        for tensor in self._used():
+            self._scale(tensor, coefficient)
+
+    def scale_(self, factor: float) -> None:
+        for tensor in self._used():
+            self._scale(tensor, torch.tensor(factor, dtype=self._wide, device=self.device))
+
+    def scale_each_(self, factors: npt.NDArray[np.float64]) -> None:
+        for index in self._firsts:
+            if factors[index] != 1.0:
+                self._scale(self._tensors[index], torch.tensor(factors[index], dtype=self._wide, device=self.device))
+
+    def clamp_(self, limit: float) -> None:
+        for tensor in self._used():
+            tensor.clamp_(-limit, limit)
+
+    def zero_nonfinite_(self) -> None:
+        for tensor in self._used():
+            tensor.nan_to_num_(0.0, 0.0, 0.0)
+
+    def _scale(self, tensor: torch.Tensor, factor: torch.Tensor) -> None:
+        if tensor.is_complex():
+            tensor = torch.view_as_real(tensor)
+        wide = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+        tensor.copy_(tensor.to(wide) * factor.to(wide))
+
+    # ---- Pairs ----
+
+    def dot(self, other: Part) -> torch.Tensor:
+        assert isinstance(other, TorchPart)
+        pairs = [(self._widened(x), self._widened(y)) for x, y in zip(self._tensors, other._tensors, strict=True)]
+        product = torch.stack([(x * y).sum() for x, y in pairs]).sum()
+        x_norm, y_norm = (part.norm(2.0, self._wide).exact for part in (self, other))
+        return torch.stack([product, x_norm, y_norm, product / x_norm / y_norm])
+
+    def _used(self) -> list[torch.Tensor]:
+        return [self._tensors[index] for index in self._firsts]
+
+    def _widened(self, tensor: torch.Tensor) -> torch.Tensor:
+        return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).to(self._wide)
+
+
+def _dense(tensor: torch.Tensor, *, writable: bool) -> torch.Tensor:
+    """Of a sparse tensor the values: where indices repeat, their terms to write and their sums to measure."""
+    if not tensor.is_sparse:
+        return tensor
+    return tensor._values() if writable else tensor.coalesce().values()
