@@ -142,14 +142,15 @@ impl PowerSum {
 }
 
 impl Merge for PowerSum {
-    const EMPTY: Self = Self { exponent: 1.0, scale: 1.0, sum: Sum::EMPTY };
+    const EMPTY: Self = Self { exponent: 0.0, scale: 1.0, sum: Sum::EMPTY };
 
     fn merge(&mut self, other: &Self) {
-        if self.sum == Sum::EMPTY {
-            *self = *other;
+        // Nothing at all has no exponent yet. A sum of 0 has one: infinities to a negative power.
+        if other.exponent == 0.0 || (other.sum == Sum::EMPTY && self.exponent != 0.0) {
             return;
         }
-        if other.sum == Sum::EMPTY {
+        if self.sum == Sum::EMPTY {
+            *self = *other;
             return;
         }
         // The scale of the larger terms stays, so that nothing overflows.
