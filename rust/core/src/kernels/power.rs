@@ -1,8 +1,8 @@
 //! Σ|x|^p for any real p but 0.
 //!
 //! Input f16, bf16, f32, f64 → f64 lanes → a [`PowerSum`] a block. NaN passes through; 0^p is infinite for negative p and inf^p is 0. A
-//! power is within (2 + |p·log₂x|) · 2⁻⁵² of the true one, so the norm, which is a p-th root, is within 1e-13 for sums in plain range. A
-//! block whose sum comes close to overflow or underflow is read again relative to its largest (for negative p: smallest) element, whose
+//! power is within 2 · (2 + |p·log₂x|) · 2⁻⁵² of the true one, so the norm, which is a p-th root, is within 1e-13 for sums in plain range.
+//! A block whose sum comes close to overflow or underflow is read again relative to its largest (for negative p: smallest) element, whose
 //! power is then 1.
 
 use super::sum::LANES;
@@ -98,7 +98,7 @@ fn polynomial<const N: usize>(x: f64, terms: [f64; N]) -> f64 {
 /// Adding this to a small f64 leaves its nearest integer in the low bits.
 const TO_INTEGER: f64 = 1.5 * (1u64 << 52) as f64;
 
-/// log₂x for finite x > 0, within 2⁻⁵² relative or absolute.
+/// log₂x for finite x > 0, within 2⁻⁵¹ relative or absolute.
 #[inline(always)]
 fn log2(x: f64) -> f64 {
     let subnormal = x < f64::MIN_POSITIVE;
@@ -115,7 +115,8 @@ fn log2(x: f64) -> f64 {
     k + t * (2.0 * std::f64::consts::LOG2_E) * polynomial(t2, ARTANH)
 }
 
-/// 2^y, within 2⁻⁵² relative; 0 below 2⁻¹⁰²², which is lost on purpose: a sum where it would matter is taken again at another scale.
+/// 2^y, within 2⁻⁵¹ relative, infinite from 2¹⁰²³·⁵; 0 below 2⁻¹⁰²², which is lost on purpose: a sum where it would matter is taken again
+/// at another scale.
 #[inline(always)]
 fn exp2(y: f64) -> f64 {
     let bounded = y.clamp(-1023.0, 1024.0);
