@@ -1,5 +1,6 @@
 //! `TensorList`: a list of tensors, taken once, then measured and changed without the interpreter.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use normclip_core::kernels::{Clamp, Map, MaxAbs, Scale, Statistics, ZeroNonfinite};
@@ -142,6 +143,7 @@ impl TensorList {
     /// Replaces NaN and infinities by 0 in the tensors at these indices. Returns the torch tensors that were written.
     fn zero_nonfinite_<'py>(&self, py: Python<'py>, indices: Vec<usize>) -> PyResult<Bound<'py, PyList>> {
         self.check_elementwise(py)?;
+        let indices: HashSet<usize> = indices.into_iter().collect();
         self.change(py, move |index| indices.contains(&index).then_some(ZeroNonfinite))
     }
 

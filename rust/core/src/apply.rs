@@ -8,7 +8,6 @@ use crate::isa::Isa;
 use crate::kernels::{GATHER, Map};
 use crate::memory;
 use crate::pool::Team;
-use crate::reduce::WORTH_HELP;
 use crate::view::View;
 
 /// Changes every element, each once, and returns the indices of the tensors in which something was written.
@@ -29,7 +28,7 @@ pub unsafe fn apply_each<M: Map>(
     map_of: impl Fn(usize) -> Option<M> + Send + Sync + 'static,
     team: Team,
 ) -> Vec<usize> {
-    let team = if tensors.bytes() < WORTH_HELP { team.alone() } else { team };
+    let team = team.for_bytes(tensors.bytes());
     let shared = Arc::clone(tensors);
     let spans = tensors.cut().spans();
     let changed = team.map(spans, move |piece| {

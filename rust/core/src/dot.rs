@@ -9,7 +9,6 @@ use crate::kernels::{GATHER, Products, dot as dot_block};
 use crate::memory;
 use crate::moments::merged;
 use crate::pool::Team;
-use crate::reduce::WORTH_HELP;
 use crate::strict::StrictFloats;
 use crate::view::View;
 
@@ -37,7 +36,7 @@ impl Pairs {
 /// The result has the same bits for any team.
 pub fn dot(pairs: &Arc<Pairs>, team: Team) -> Products {
     let _strict = StrictFloats::enter();
-    let team = if pairs.bytes < WORTH_HELP { team.alone() } else { team };
+    let team = team.for_bytes(pairs.bytes);
     let shared = Arc::clone(pairs);
     let spans = team.map(pairs.cut.spans(), move |span| {
         let blocks = shared.cut.span(span);

@@ -24,10 +24,10 @@ pub struct Team {
 }
 
 impl Team {
-    /// The caller by itself.
+    /// Those who work on so many bytes: the caller by itself where waking a helper would take longer than the work.
     #[must_use]
-    pub(crate) fn alone(self) -> Self {
-        Self { threads: NonZero::<usize>::MIN, ..self }
+    pub(crate) fn for_bytes(self, bytes: usize) -> Self {
+        if bytes < 1 << 20 { Self { threads: NonZero::<usize>::MIN, ..self } } else { self }
     }
 
     /// The results of `work(0..pieces)`, in order. Pieces are handed out in order too.

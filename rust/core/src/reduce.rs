@@ -12,15 +12,12 @@ use crate::pool::Team;
 use crate::strict::StrictFloats;
 use crate::view::View;
 
-/// Below this many bytes waking a helper takes longer than the work.
-pub(crate) const WORTH_HELP: usize = 1 << 20;
-
 /// One total for each tensor. A tensor that repeats an earlier one has the empty total.
 ///
 /// The result has the same bits for any team.
 pub fn reduce<K: Kernel>(tensors: &Arc<Tensors>, kernel: K, team: Team) -> Vec<K::Total> {
     let _strict = StrictFloats::enter();
-    let team = if tensors.bytes() < WORTH_HELP { team.alone() } else { team };
+    let team = team.for_bytes(tensors.bytes());
     let shared = Arc::clone(tensors);
     let spans = team.map(tensors.cut().spans(), move |span| {
         let blocks = shared.cut().span(span);
