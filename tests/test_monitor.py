@@ -10,8 +10,8 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 import normclip
-from normclip import monitor as monitoring
 from normclip.monitor import Figures, GradMonitor, json_lines, plot, tensorboard
+from normclip.monitor import monitor as monitoring
 from normclip.rules import Normalize, Soft
 from normclip.thresholds import AutoClip
 

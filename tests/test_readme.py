@@ -49,8 +49,8 @@ def test_readme(session: None) -> None:
             exec(compile(block, str(README), "exec"), names)
 
 
-NAMES = ("clip", "clip_grads", "distributed", "monitor", "norms", "optim", "patch", "products", "statistics")
-MODULES = [f"normclip.{name}" for name in NAMES]
+NAMES = ("clip", "clip_grads", "distributed", "norms", "optim", "patch", "products", "statistics")
+MODULES = [f"normclip.{name}" for name in NAMES] + [f"normclip.monitor.{name}" for name in ("monitor", "plot", "sinks")]
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -1,46 +1,22 @@
-"""Gradients while a model trains, step by step: their norms, signs, zeros and non-finite values, and what clipping does to them.
-
-:class:`GradMonitor` makes of every step a dictionary of figures, from the read that clips, and passes it to sinks: any function of a step
-and its figures, :func:`json_lines`, :func:`tensorboard`. :func:`plot` draws what was written.
-
-Figures, where a layer is a parameter by its name:
-
-=================================  =====================================================================================
-``norm``, ``norm/<layer>``         L2 norm before clipping
-``sign_cosine``, ``…/<layer>``     cosine between the gradient and its signs (see :class:`normclip.Stats`)
-``zeros``, ``zeros/<layer>``       number of elements equal to 0
-``nonfinite``, ``…/<layer>``       number of elements that are NaN or infinite
-``clip/norm``                      the norm that was compared with the threshold, which may be of another order
-``clip/coefficient``, ``…/<g>``    what the gradients were multiplied by, or those of each group with a limit
-``clip/threshold``, ``…/<g>``      the limit, of rules that have a ``max_norm``; of those that follow training the present one
-``clip/fraction``                  share of the last logged steps (100 of them) in which a coefficient was not 1 or more
-=================================  =====================================================================================
-"""
+"""What is logged, when, and from which read."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from normclip._backend import NORMS
 from normclip._collect import check_order
 from normclip.clip import TORCH_EPSILON, clip_grad_norm_, clip_grads_with_norm_
 from normclip.clip_grads import Clipped, Nonfinite, clip_grads_
+from normclip.monitor.sinks import Figures, Sink
 from normclip.rules import Hard, Rule
 from normclip.statistics import Groups, Stats, grad_stats, named
 
 if TYPE_CHECKING:
-    import os
-
     import torch
-
-Figures: TypeAlias = "dict[str, float]"
-Sink: TypeAlias = Callable[[int, Figures], object]
-"""What a monitor tells: a function of the step and its figures."""
 
 
 class GradMonitor:
@@ -232,115 +208,3 @@ def _clip_figures(norm: float, clipped: Mapping[str, tuple[float, Rule | float |
         if threshold is not None:
             figures[f"clip/threshold{ending}"] = float(threshold)
     return figures
-
-
-def json_lines(path: str | os.PathLike[str]) -> Sink:
-    r"""A sink that adds each step as a line of JSON to a file.
-
-    A line is an object of ``"step"`` and the figures; those that are not finite are null, as JSON has no NaN. Lines are added to what the
-    file holds, and are complete when the step ends.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The sink.
-
-    Raises:
-        OSError: The file cannot be written.
-
-    Example:
-        >>> log = json_lines("gradients.jsonl")
-        >>> log(0, {"norm": 5.0, "sign_cosine": math.nan})
-        >>> Path("gradients.jsonl").read_text()
-        '{"step": 0, "norm": 5.0, "sign_cosine": null}\n'
-    """
-    file = Path(path)
-    file.touch()  # to fail now rather than after the first step
-
-    def log(step: int, figures: Figures) -> None:
-        finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
-        with file.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps({"step": step, **finite}) + "\n")
-
-    return log
-
-
-def tensorboard(writer: Any) -> Sink:
-    """A sink that writes each figure as a scalar of TensorBoard.
-
-    Args:
-        writer: A ``torch.utils.tensorboard.SummaryWriter``, or whatever else has its ``add_scalar(name, value, step)``.
-
-    Returns:
-        The sink.
-
-    Example:
-        >>> class Writer:
-        ...     def add_scalar(self, name, value, step):
-        ...         print(step, name, value)
-        >>> tensorboard(Writer())(7, {"norm": 5.0})
-        7 norm 5.0
-    """
-
-    def log(step: int, figures: Figures) -> None:
-        for name, value in figures.items():
-            writer.add_scalar(name, value, step)
-
-    return log
-
-
-def plot(lines: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
-    """Draw what :func:`json_lines` has written: norms and threshold, sign-cosine, and how much was clipped, by step.
-
-    Layers are thin lines behind those of all gradients; steps with non-finite elements are marked. Needs matplotlib.
-
-    Args:
-        lines: The file of JSON lines.
-        path: The picture, in a format that matplotlib knows by its suffix.
-
-    Raises:
-        ValueError: The file holds no steps.
-
-    Example:
-        >>> log = json_lines("gradients.jsonl")
-        >>> for step in range(3):
-        ...     log(step, {"norm": 5.0 - step, "sign_cosine": 0.8, "nonfinite": 0.0})
-        >>> plot("gradients.jsonl", "gradients.svg")
-    """
-    from matplotlib.figure import Figure
-
-    rows = [json.loads(line) for line in Path(lines).read_text(encoding="utf-8").splitlines()]
-    if not rows:
-        raise ValueError(f"{lines} holds no steps")
-    steps = [row["step"] for row in rows]
-    names = sorted({name for row in rows for name in row})
-
-    def curve(axes: Any, name: str, **style: Any) -> None:
-        if name in names:
-            # A figure that was not logged, or not finite, is a gap.
-            axes.plot(steps, [math.nan if row.get(name) is None else row[name] for row in rows], **style)
-
-    figure = Figure(figsize=(9.0, 8.0), layout="constrained")
-    norms, cosines, clipping = figure.subplots(3, 1, sharex=True)
-    for axes, name in ((norms, "norm"), (cosines, "sign_cosine")):
-        for layer in (layer for layer in names if layer.startswith(f"{name}/")):
-            curve(axes, layer, color="0.8", linewidth=0.6)
-        curve(axes, name, color="C0", label="all gradients")
-    norms.set(ylabel="L2 norm")
-    if any(row.get("norm") for row in rows):
-        norms.set_yscale("log")  # which has no place for zeros alone
-    cosines.set(ylabel="sign-cosine")
-    if any(row.get("clip/norm") != row.get("norm") for row in rows if "clip/norm" in row):
-        curve(norms, "clip/norm", color="C2", linestyle=":", label="norm that is clipped")
-    curve(norms, "clip/threshold", color="C3", linestyle="--", label="threshold")
-    curve(clipping, "clip/coefficient", color="C0", label="coefficient")
-    curve(clipping, "clip/fraction", color="C1", label="share of steps clipped")
-    for step in (row["step"] for row in rows if row.get("nonfinite")):
-        for axes in (norms, cosines, clipping):
-            axes.axvline(step, color="C3", alpha=0.3)
-    for axes in (norms, clipping):
-        if axes.get_legend_handles_labels()[1]:
-            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
-    clipping.set(ylabel="clipping", xlabel="step")
-    figure.savefig(path)

@@ -1,0 +1,68 @@
+"""The picture of what was logged."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import os
+
+
+def plot(lines: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
+    """Draw what :func:`json_lines` has written: norms and threshold, sign-cosine, and how much was clipped, by step.
+
+    Layers are thin lines behind those of all gradients; steps with non-finite elements are marked. Needs matplotlib.
+
+    Args:
+        lines: The file of JSON lines.
+        path: The picture, in a format that matplotlib knows by its suffix.
+
+    Raises:
+        ValueError: The file holds no steps.
+
+    Example:
+        >>> from normclip.monitor import json_lines
+        >>> log = json_lines("gradients.jsonl")
+        >>> for step in range(3):
+        ...     log(step, {"norm": 5.0 - step, "sign_cosine": 0.8, "nonfinite": 0.0})
+        >>> plot("gradients.jsonl", "gradients.svg")
+    """
+    from matplotlib.figure import Figure
+
+    rows = [json.loads(line) for line in Path(lines).read_text(encoding="utf-8").splitlines()]
+    if not rows:
+        raise ValueError(f"{lines} holds no steps")
+    steps = [row["step"] for row in rows]
+    names = sorted({name for row in rows for name in row})
+
+    def curve(axes: Any, name: str, **style: Any) -> None:
+        if name in names:
+            # A figure that was not logged, or not finite, is a gap.
+            axes.plot(steps, [math.nan if row.get(name) is None else row[name] for row in rows], **style)
+
+    figure = Figure(figsize=(9.0, 8.0), layout="constrained")
+    norms, cosines, clipping = figure.subplots(3, 1, sharex=True)
+    for axes, name in ((norms, "norm"), (cosines, "sign_cosine")):
+        for layer in (layer for layer in names if layer.startswith(f"{name}/")):
+            curve(axes, layer, color="0.8", linewidth=0.6)
+        curve(axes, name, color="C0", label="all gradients")
+    norms.set(ylabel="L2 norm")
+    if any(row.get("norm") for row in rows):
+        norms.set_yscale("log")  # which has no place for zeros alone
+    cosines.set(ylabel="sign-cosine")
+    if any(row.get("clip/norm") != row.get("norm") for row in rows if "clip/norm" in row):
+        curve(norms, "clip/norm", color="C2", linestyle=":", label="norm that is clipped")
+    curve(norms, "clip/threshold", color="C3", linestyle="--", label="threshold")
+    curve(clipping, "clip/coefficient", color="C0", label="coefficient")
+    curve(clipping, "clip/fraction", color="C1", label="share of steps clipped")
+    for step in (row["step"] for row in rows if row.get("nonfinite")):
+        for axes in (norms, cosines, clipping):
+            axes.axvline(step, color="C3", alpha=0.3)
+    for axes in (norms, clipping):
+        if axes.get_legend_handles_labels()[1]:
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
+    clipping.set(ylabel="clipping", xlabel="step")
+    figure.savefig(path)
