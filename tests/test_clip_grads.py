@@ -9,6 +9,7 @@ import torch
 
 import normclip
 from normclip import clip_grads_
+from normclip.thresholds import AutoClip
 
 
 def parameters(**grads: Any) -> list[tuple[str, torch.nn.Parameter]]:
@@ -66,6 +67,64 @@ def test_each_group_by_its_own_norm() -> None:
 def test_limits_with_one_implicit_group() -> None:
     named = parameters(a=[3.0, 4.0])
     assert clip_grads_(named, limits={"rest": 1.0}, groups={}).coefficients == {"rest": 0.2}
+
+
+class Mixture(torch.nn.Module):
+    """Of experts, of which each batch uses one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = torch.nn.ModuleList(torch.nn.Linear(2, 2) for _ in range(3))
+        self.head = torch.nn.Linear(2, 1)
+
+    def step(self, expert: int) -> None:
+        self.zero_grad()
+        self.head(self.experts[expert](torch.tensor([3.0, 4.0]))).square().sum().backward()
+
+
+@pytest.mark.parametrize("groups", [{"first": ["*.0.*"], "experts": ["experts.*"]}, lambda name: ".".join(name.split(".")[:2])])
+def test_groups_without_gradients_are_left_alone(groups: Any) -> None:
+    """Unused experts, a frozen layer, no gradients at all: the same groups in each step."""
+    torch.manual_seed(0)
+    model = Mixture()
+    labels = {groups(name) for name, _ in model.named_parameters()} if callable(groups) else {*groups, "rest"}
+    limits = dict.fromkeys(labels, 0.01)
+    for expert in range(3):
+        model.step(expert)
+        if expert == 2:
+            model.head.requires_grad_(False).zero_grad()
+        clipped = clip_grads_(model, limits=limits, groups=groups)
+        assert set(clipped.coefficients) == set(clipped.stats.groups) == labels
+        for label in labels:
+            there = clipped.stats.groups[label].count > 0
+            assert (clipped.coefficients[label] < 1.0) == there, label
+        used = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        parts = sum(1 for moments in clipped.stats.groups.values() if moments.count > 0)
+        assert normclip.total_norm(used).item() == pytest.approx(0.01 * math.sqrt(parts))
+    assert parts == 1, "of a frozen head and one expert"
+    model.zero_grad()
+    clipped = clip_grads_(model, limits=limits, groups=groups)
+    assert dict(clipped.coefficients) == dict.fromkeys(labels, 1.0)
+    with pytest.raises(ValueError, match="typo"):
+        clip_grads_(model, limits={"typo": 1.0}, groups=groups)
+
+
+def test_alternating_training() -> None:
+    """One limit for each half of a pair, of which each step trains one."""
+    torch.manual_seed(0)
+    pair = torch.nn.ModuleDict({"generator": torch.nn.Linear(2, 2), "critic": torch.nn.Linear(2, 1)})
+    rules = {half: AutoClip(percentile=50) for half in pair}
+    for step in range(4):
+        half, other = ("generator", "critic") if step % 2 else ("critic", "generator")
+        pair.zero_grad()
+        pair[other].requires_grad_(False)
+        pair[half].requires_grad_(True)
+        pair["critic"](pair["generator"](torch.tensor([[3.0, 4.0 + step]]))).square().sum().backward()
+        norm = normclip.grad_stats(pair).l2
+        clipped = clip_grads_(pair, limits=rules, groups={"generator": ["generator.*"], "critic": ["critic.*"]})
+        assert (clipped.stats.groups[half].l2, clipped.stats.groups[other].count) == (norm, 0)
+        assert clipped.coefficients[other] == 1.0
+    assert [len(rule.state_dict()["history"]) for rule in rules.values()] == [2, 2], "no norms of gradients that are not there"
 
 
 BAD = {"good": [3.0, 4.0], "nan": [1.0, math.nan], "inf": [math.inf, -math.inf, 2.0]}
@@ -143,6 +202,7 @@ def test_huge_but_finite_is_finite() -> None:
         ({"rule": 1.0, "norm_type": 3}, ValueError, "choose 1, 2 or inf"),
         ({"rule": 1.0, "nonfinite": "ignore"}, ValueError, "choose 'propagate'"),
         ({"rule": 1.0, "groups": {"g": ["zzz"]}}, ValueError, "zzz"),
+        ({"rule": 1.0, "groups": {"g": "a*"}}, TypeError, r"groups\['g'\] is the string"),
     ],
 )
 def test_errors_change_nothing(arguments: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -108,6 +108,18 @@ def test_limits_by_group() -> None:
     }
 
 
+def test_groups_without_gradients() -> None:
+    told = Told()
+    model = model_with([3.0, 4.0])
+    monitor = GradMonitor(model, told)
+    limits, groups = {"matrices": 1.0, "biases": 2.0}, {"matrices": ["weight"], "biases": ["bias"]}
+    for parameter in (model.bias, model.weight):
+        parameter.grad = None
+        monitor.clip_(limits=limits, groups=groups)
+    assert [(figures["clip/coefficient/matrices"], figures["clip/coefficient/biases"]) for _, figures in told] == [(0.2, 1.0), (1.0, 1.0)]
+    assert [(figures["clip/threshold/biases"], figures["clip/fraction"]) for _, figures in told] == [(2.0, 1.0), (2.0, 0.5)]
+
+
 def test_rules_without_a_threshold() -> None:
     told = Told()
     GradMonitor(model_with([3.0, 4.0]), told).clip_(Normalize(10.0), norm_type=math.inf)

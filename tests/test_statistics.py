@@ -82,6 +82,25 @@ def test_groups_by_name_pattern_and_function() -> None:
     assert sum(by_function.values(), Moments()).l2 == normclip.grad_stats(net).l2
 
 
+def test_groups_are_those_of_parameters_whichever_have_gradients() -> None:
+    net = model()
+    groups = {"head": ["2.*"], "embedding": ["0.*"], "nobody": ["0.weight"], "empty": []}
+    names = ["head", "embedding", "nobody", "empty", "rest"]
+    whole = normclip.grad_stats(net, groups=groups).groups
+    assert list(whole) == names
+    assert [whole[name].count for name in names] == [24, 66, 0, 0, 35]
+    net[2].requires_grad_(False).zero_grad()
+    found = normclip.grad_stats(net, groups=groups)
+    assert list(found.groups) == names
+    assert [found.groups[name].count for name in names] == [0, 66, 0, 0, 35]
+    assert found.to_dict()["groups"]["head"]["count"] == 0
+    assert list(normclip.grad_stats(net, groups=lambda name: name[0]).groups) == ["0", "1", "2"]
+    net.zero_grad()
+    assert normclip.grad_stats(net, groups=groups).groups == dict.fromkeys(names, Moments())
+    with pytest.raises(ValueError, match=r"names '3.\*', and nothing is called so: the names are 0.weight, .* 2.bias$"):
+        normclip.grad_stats(net, groups={"typo": ["3.*"]})
+
+
 def test_top() -> None:
     found = normclip.stats([np.array([1.0]), np.array([math.nan]), np.array([5.0])], names=["a", "b", "c"], per_tensor=True)
     assert [name for name, _ in found.top(2)] == ["b", "c"]
@@ -105,6 +124,19 @@ def test_the_table_has_a_row_a_tensor() -> None:
     assert lines[0].split() == list(FIGURES)
     assert [line.split()[0] for line in lines[1:]] == ["all", "group", "group", "ones", "zeros", "norm"]
     assert len({len(line) for line in lines[:-1]}) == 1, "columns are aligned"
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ({"fine": ["0"], "a": "pi.*"}, r"groups\['a'\] is the string 'pi.\*': pass a list of names, \['pi.\*'\]"),
+        (["a"], "groups is a list: pass a mapping"),
+        ("a", "groups is a str: pass a mapping"),
+    ],
+)
+def test_groups_of_other_types(groups, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        normclip.stats([np.ones(2), np.ones(3)], groups=groups)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import numpy as np
 from normclip._backend import NORMS, together
 from normclip._collect import Parameters, mark_written
 from normclip.rules import Rule, as_rule
-from normclip.statistics import Groups, Stats, check_groups, measure, take_grads
+from normclip.statistics import Groups, Stats, assign, check_groups, measure, named, take_grads
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +29,7 @@ class Clipped:
     Attributes:
         norm: The norm of all gradients before clipping.
         coefficient: What the gradients were multiplied by; with limits by group see ``coefficients``.
-        coefficients: What the gradients of each group were multiplied by.
+        coefficients: What the gradients of each group were multiplied by; 1 for groups that have none.
         stats: The statistics of the gradients before clipping. Where non-finite elements were replaced by 0, of those with the zeros in
             place; ``nans`` and ``infs`` still tell how many there were.
         found_inf: Whether there were NaN or infinite elements.
@@ -65,7 +65,8 @@ def clip_grads_(
         parameters: A module, parameters, or pairs of name and parameter, as for :func:`normclip.grad_stats`.
         rule: The limit γ ≥ 0 of all gradients together, or one of :mod:`normclip.rules`.
         limits: Instead of ``rule``: the limit or rule of each group, which is clipped by its own norm. Groups without one are left alone.
-        groups: As for :func:`normclip.stats`.
+            Rules are not asked about groups without gradients, so those that follow training note no norm of them.
+        groups: As for :func:`normclip.grad_stats`.
         norm_type: The order p: 1, 2 or ``inf``.
         nonfinite: What to do about NaN and infinite elements. ``"propagate"``: as torch, a norm of NaN makes all gradients NaN and an
             infinite one makes them 0. ``"raise"``: change nothing and raise. ``"skip"``: change nothing and say so in the result.
@@ -79,7 +80,8 @@ def clip_grads_(
     Raises:
         RuntimeError: There are non-finite elements and ``nonfinite`` is ``"raise"``; the message names every tensor that has some. Nothing
             has changed. Or as for :func:`normclip.clip_grad_norm_`.
-        TypeError: As for :func:`normclip.clip_grad_norm_`, or a gradient is complex and ``nonfinite`` is ``"zero"``.
+        TypeError: As for :func:`normclip.clip_grad_norm_` and for ``groups`` of :func:`normclip.stats`, or a gradient is complex and
+            ``nonfinite`` is ``"zero"``.
         ValueError: A limit is negative or NaN or belongs to no group, none or both of ``rule`` and ``limits`` are given, or a gradient
             cannot be written. Nothing has changed.
 
@@ -103,14 +105,16 @@ def clip_grads_(
     rule = None if rule is None else as_rule("rule", rule)
 
     check_groups(groups, process_groups)
-    taken, names = take_grads(parameters, writable=True, process_groups=process_groups)
-    if nonfinite == "zero":
-        with together(taken):
+    pairs = named(parameters)
+    taken, names = take_grads(pairs, writable=True, process_groups=process_groups)
+    with together(taken):
+        if nonfinite == "zero":
             taken.check_elementwise()
-    stats, table, member_of = measure(taken, names, per_tensor=per_tensor, orders=(), groups=groups, finite_only=nonfinite == "zero")
-    unknown = [group for group in rules if group not in stats.groups]
-    if unknown and names:
-        raise ValueError(f"limits names the groups {unknown}, and the gradients are in {list(stats.groups)}")
+        members = assign(groups, [name for name, _ in pairs])
+        unknown = [group for group in rules if group not in (members or ())]
+        if unknown:
+            raise ValueError(f"limits names the groups {unknown}, and there are {list(members or ()) or 'none: pass groups'}")
+    stats, table, member_of = measure(taken, names, per_tensor=per_tensor, orders=(), groups=members, finite_only=nonfinite == "zero")
 
     nans, infs = table[:, 2], table[:, 3]
     affected = np.flatnonzero(nans + infs)
@@ -124,7 +128,9 @@ def clip_grads_(
         mark_written(taken.zero_nonfinite_(affected.tolist()))
 
     def coefficient_of(moments: Moments, rule: Rule | None) -> float:
-        return 1.0 if rule is None or skipped else rule.multiplier(getattr(moments, NORMS[norm_type]))
+        if rule is None or skipped or moments.count == 0:
+            return 1.0
+        return rule.multiplier(getattr(moments, NORMS[norm_type]))
 
     coefficient = coefficient_of(stats.moments, rule)
     coefficients = {group: coefficient_of(moments, rules.get(group)) for group, moments in stats.groups.items()}

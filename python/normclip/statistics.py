@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Groups: TypeAlias = "Mapping[str, Sequence[str]] | Callable[[str], str]"
 
 REST = "rest"
-"""The group of tensors that no other group names."""
+"""The group of names that no other group has."""
 
 _FIGURES = ("count", "zeros", "nans", "infs", "l1", "l2", "linf", "rms", "mean_abs", "sign_cosine", "density")
 
@@ -63,7 +63,8 @@ class Stats:
         density: :math:`\|x\|_1^2 / (N \|x\|_2^2)` (Bernstein et al. 2018); NaN likewise.
         moments: What these are derived from, to be merged with those of other tensors.
         norms: The norms of further orders that were asked for.
-        groups: The moments of each group that was asked for.
+        groups: The moments of each group that was asked for, and of the group "rest" if it has members. Those without tensors have none of
+            any element.
         per_tensor: The figures of each tensor, if they were asked for.
     """
 
@@ -149,14 +150,14 @@ def stats(
         norms: Orders of further norms, of the whole. Each costs one more read.
         groups: Also give the moments of groups of tensors: a function from a tensor's name to its group, or a mapping from groups to names,
             which may hold the wildcards ``*`` and ``?``. A tensor belongs to the first group that names it, and to the group "rest" if none
-            does.
+            does. All groups of a mapping are in the result, in its order and then "rest"; of a function those that it gives for some name.
 
     Returns:
         The figures, exact as :func:`normclip.total_norm` is.
 
     Raises:
-        TypeError: As for :func:`normclip.total_norm`.
-        ValueError: There are not as many names as tensors, a group names no tensor, or an order is NaN.
+        TypeError: As for :func:`normclip.total_norm`, or ``groups`` is something else, such as a string in place of a list of names.
+        ValueError: There are not as many names as tensors, a name of a group is that of no tensor, or an order is NaN.
 
     Example:
         >>> import numpy as np
@@ -171,7 +172,10 @@ def stats(
     """
     orders = [check_order("norms", order) for order in norms]
     taken = collect(tensors)
-    return measure(taken, _named(taken, names), per_tensor=per_tensor, orders=orders, groups=groups)[0]
+    with together(taken):
+        names = _named(taken, names)
+        members = assign(groups, names)
+    return measure(taken, names, per_tensor=per_tensor, orders=orders, groups=members)[0]
 
 
 def grad_stats(
@@ -189,7 +193,8 @@ def grad_stats(
             parameters are named by their position.
         per_tensor: As for :func:`stats`.
         norms: As for :func:`stats`.
-        groups: As for :func:`stats`.
+        groups: As for :func:`stats`, where names are those of all parameters, also of those without a gradient now: frozen layers, experts
+            that were not used. So the groups are the same in each step, and those without gradients have moments of no elements.
         process_groups: As for :func:`normclip.clip_grad_norm_`: the figures are of all their ranks, but those of single tensors of this
             rank's. Not together with ``groups``.
 
@@ -209,8 +214,11 @@ def grad_stats(
     """
     orders = [check_order("norms", order) for order in norms]
     check_groups(groups, process_groups)
-    taken, names = take_grads(parameters, writable=False, process_groups=process_groups)
-    return measure(taken, names, per_tensor=per_tensor, orders=orders, groups=groups)[0]
+    pairs = named(parameters)
+    taken, names = take_grads(pairs, writable=False, process_groups=process_groups)
+    with together(taken):
+        members = assign(groups, [name for name, _ in pairs])
+    return measure(taken, names, per_tensor=per_tensor, orders=orders, groups=members)[0]
 
 
 def check_groups(groups: Groups | None, process_groups: Sequence[ProcessGroup] | None) -> None:
@@ -247,18 +255,22 @@ def measure(
     *,
     per_tensor: bool,
     orders: Sequence[float],
-    groups: Groups | None,
+    groups: Mapping[str, Sequence[int]] | None,
     finite_only: bool = False,
 ) -> tuple[Stats, npt.NDArray[np.float64], list[str]]:
-    """The statistics of tensors; the table that they are taken from, a row a tensor and a column a figure; and the group of each tensor."""
-    with together(taken):
-        member_of = None if groups is None else assign(groups, names)
-    labels = list(dict.fromkeys(member_of or ()))
-    numbers = {label: number for number, label in enumerate(labels)}
-    if member_of is None:
+    """The statistics of tensors; the table that they are taken from, a row a tensor and a column a figure; and the group of each tensor.
+
+    Groups are those of :func:`assign`, of the positions of all that was given. Not all of it need have been taken.
+    """
+    member_of: list[str] = []
+    if groups is None:
         moments, grouped, raw = taken.statistics(finite_only=finite_only)
     else:
-        moments, grouped, raw = taken.statistics([numbers[label] for label in member_of], finite_only=finite_only)
+        group_at = {position: group for group, positions in groups.items() for position in positions}
+        member_of = [group_at[position] for position in taken.positions]
+        numbers = {group: number for number, group in enumerate(groups)}
+        moments, grouped, raw = taken.statistics([numbers[group] for group in member_of], finite_only=finite_only)
+        grouped = [*grouped, *[Moments()] * (len(groups) - len(grouped))]  # after the last that has tensors
     table = whole = np.frombuffer(raw).reshape(-1, len(_FIGURES))
     if per_tensor and (each := getattr(taken, "each", None)) is not None:
         # The table has this rank's shards.
@@ -267,29 +279,40 @@ def measure(
         **_figures(moments),
         moments=moments,
         norms={order: float(taken.norm(order)) for order in orders},
-        groups=dict(zip(labels, grouped, strict=True)),
+        groups=dict(zip(groups or (), grouped, strict=True)),
         per_tensor=PerTensor(names, *whole.T) if per_tensor else None,
     )
-    return found, table, member_of or []
+    return found, table, member_of
 
 
-def assign(groups: Groups, names: Sequence[str]) -> list[str]:
-    """The group of each name.
+def assign(groups: Groups | None, names: Sequence[str]) -> dict[str, list[int]] | None:
+    """The positions of the names of each group: of those that a mapping has, though none be left for it, and of "rest" if there are any.
 
     Raises:
-        ValueError: A group names no tensor.
+        TypeError: Groups are neither a mapping from groups to lists nor a function.
+        ValueError: A name of a group is none of the names.
     """
+    if groups is None:
+        return None
+    members: dict[str, list[int]] = {}
     if callable(groups):
-        return [groups(name) for name in names]
+        for position, name in enumerate(names):
+            members.setdefault(groups(name), []).append(position)
+        return members
+    if not isinstance(groups, Mapping):
+        raise TypeError(f"groups is a {type(groups).__name__}: pass a mapping from groups to lists of names, or a function of a name")
     for group, patterns in groups.items():
+        if isinstance(patterns, str):
+            raise TypeError(f"groups[{group!r}] is the string {patterns!r}: pass a list of names, [{patterns!r}]")
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in names):
-                raise ValueError(f"group {group!r} names {pattern!r}, and no tensor is called so: the names are {', '.join(names[:5])}, …")
-
-    def group_of(name: str) -> str:
-        return next((group for group, patterns in groups.items() if any(fnmatchcase(name, pattern) for pattern in patterns)), REST)
-
-    return [group_of(name) for name in names]
+                some = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+                raise ValueError(f"group {group!r} names {pattern!r}, and nothing is called so: the names are {some or 'none'}")
+        members[group] = []
+    for position, name in enumerate(names):
+        found = (group for group, patterns in groups.items() if any(fnmatchcase(name, pattern) for pattern in patterns))
+        members.setdefault(next(found, REST), []).append(position)
+    return members
 
 
 def _named(taken: Batch, names: Sequence[str] | None) -> tuple[str, ...]:
