@@ -31,7 +31,7 @@ from support.sharded import (
     model_of,
     raised_by,
 )
-from support.steps import monitored, thresholds
+from support.steps import groups_without_gradients, monitored, monitored_error, thresholds
 
 # ---- Ways to shard ----
 
@@ -380,7 +380,9 @@ SCENARIOS = [
     error_on_one_rank,
     no_gradients_on_one_rank,
     thresholds,
+    groups_without_gradients,
     monitored,
+    monitored_error,
     late_rank,
 ]
 

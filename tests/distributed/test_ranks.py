@@ -31,7 +31,9 @@ NAMES = (
     "error_on_one_rank",
     "no_gradients_on_one_rank",
     "thresholds",
+    "groups_without_gradients",
     "monitored",
+    "monitored_error",
     "late_rank",
     "killed_rank",
 )

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Shard
 
 import normclip
 from normclip.monitor import Figures, GradMonitor
 from normclip.thresholds import AdaGC, AutoClip, ZClip
-from support.sharded import close, grads_of, mesh_of, model_of
+from support.sharded import close, grads_of, mesh_of, model_of, raised_by
 
 
 def set_grads(model: nn.Module, grads: list[torch.Tensor], factor: float) -> None:
@@ -44,6 +45,52 @@ def thresholds(rank: int, size: int) -> Any:
     if rank == size - 1:
         sharded.up.weight.grad.to_local()[0, 0] = math.nan
     assert policy.clip_(sharded).found_inf
+    return same
+
+
+def monitored_error(rank: int, size: int) -> Any:
+    """A shard that cannot be written, on one rank: all raise, none has changed, and no step has counted."""
+    mesh, bad = mesh_of(size, "dp"), size - 1
+    told: list[Figures] = []
+    shards = [torch.tensor([3.0, 4.0]), torch.zeros(1).expand(4) if rank == bad else torch.zeros(4)]
+    wholes = [nn.Parameter(DTensor.from_local(torch.ones_like(shard), mesh, [Shard(0)])) for shard in shards]
+    named = list(zip("ab", wholes, strict=True))
+    for parameter, shard in zip(wholes, shards, strict=True):
+        parameter.grad = DTensor.from_local(shard, mesh, [Shard(0)], run_check=False)
+    monitor = GradMonitor(named, lambda step, figures: told.append(figures))
+    with normclip.patch_torch(monitor):
+        for clip in (monitor.clip_grad_norm_, torch.nn.utils.clip_grad_norm_):
+            for order in (2.0, 3.0):
+                error = raised_by(lambda: clip(wholes, 0.5, order))  # noqa: B023
+                assert isinstance(error, ValueError) if rank == bad else isinstance(error, RuntimeError), repr(error)
+                assert ("expand" if rank == bad else f"rank {bad}") in str(error)
+    assert [shard.tolist() for shard in shards] == [[3.0, 4.0], [0.0] * 4]
+    assert (monitor.step, told) == (0, [])
+    norm = monitor.clip_grad_norm_(wholes, math.inf)
+    close(told[0]["norm"], 5.0 * math.sqrt(size), 1e-15)
+    return [norm.item()]
+
+
+def groups_without_gradients(rank: int, size: int) -> Any:
+    """As of the whole model: a frozen layer, then none at all."""
+    whole, sharded, grads, shards = sharded_twins(size)
+    groups = {"head": ["head.*"], "body": ["up.*", "down.*"]}
+    same: list[Any] = []
+    for frozen in ("head.", ""):
+        set_grads(whole, grads, 1.0)
+        set_grads(sharded, shards, 1.0)
+        for model in (whole, sharded):
+            for name, parameter in model.named_parameters():
+                if name.startswith(frozen):
+                    parameter.grad = None
+        expected, found = (normclip.clip_grads_(model, limits={"head": 0.5, "body": 0.5}, groups=groups) for model in (whole, sharded))
+        assert list(found.coefficients) == ["head", "body", "rest"]
+        assert found.coefficients["head"] == 1.0
+        for group, moments in found.stats.groups.items():
+            assert moments.count == expected.stats.groups[group].count
+            close(found.coefficients[group], expected.coefficients[group])
+        same.append(dict(found.coefficients))
+    assert same[0]["body"] < 1.0 == same[1]["body"]
     return same
 
 

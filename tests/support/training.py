@@ -1,4 +1,4 @@
-"""The same training with torch's clipping and with normclip's in its place."""
+"""Small models, and the same training with torch's clipping and with normclip's in its place."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +14,14 @@ def small_model() -> nn.Module:
     """A network with the same random parameters each time."""
     torch.manual_seed(1)
     return nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1))
+
+
+def model_with(weight: list[float], bias: float = 0.0, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+    """A linear layer with these gradients."""
+    model = torch.nn.Linear(len(weight), 1, dtype=dtype)
+    model.weight.grad = torch.tensor([weight], dtype=dtype)
+    model.bias.grad = torch.tensor([bias], dtype=dtype)
+    return model
 
 
 def batches(count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:

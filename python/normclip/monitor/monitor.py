@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+import os
+import warnings
 from collections import deque
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from normclip._backend import NORMS
-from normclip._collect import check_order
-from normclip.clip import TORCH_EPSILON, clip_grad_norm_, clip_grads_with_norm_
+from normclip._backend import NORMS, listed
+from normclip._collect import Parameters, as_tensor, check_finite, check_limit, check_order, mark_written
+from normclip.clip import TORCH_EPSILON, clip_grad_norm_
 from normclip.clip_grads import Clipped, Nonfinite, clip_grads_
 from normclip.monitor.sinks import Figures, Sink
 from normclip.rules import Hard, Rule
-from normclip.statistics import Groups, Stats, grad_stats, named
+from normclip.statistics import Groups, Stats, grad_stats, measure, named, take_grads
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +32,9 @@ class GradMonitor:
         log: A sink or several: functions of a step and a dictionary of its figures.
         every: Log each step whose number this divides. Others are clipped, and cost no more than that.
         layers: Also give the figures of each parameter.
+        on_error: What to do about a sink that raises. Gradients are clipped, the step has counted and the other sinks are told by then.
+            ``"warn"``: warn of its first error, and go on; it is told of later steps too. ``"raise"``: raise its error, of several the
+            first. What is no ``Exception``, such as ``KeyboardInterrupt``, passes at once.
 
     Attributes:
         log: The sinks. They change nothing but who is told, so in distributed training leave them to one rank, and give the others monitors
@@ -37,7 +42,8 @@ class GradMonitor:
         step: The number of the next step, which may be set.
 
     Raises:
-        ValueError: ``every`` is not positive.
+        TypeError: ``log`` is no function and holds something else, such as the path of a file.
+        ValueError: ``every`` is not positive, or ``on_error`` is something else.
 
     Example:
         >>> import torch
@@ -57,15 +63,20 @@ class GradMonitor:
         *,
         every: int = 1,
         layers: bool = True,
+        on_error: Literal["warn", "raise"] = "warn",
     ) -> None:
         if every < 1:
             raise ValueError(f"every is {every}: pass a positive number of steps")
+        if on_error not in ("warn", "raise"):
+            raise ValueError(f"on_error is {on_error!r}: choose 'warn' or 'raise'")
         self.model: Any = model if hasattr(model, "named_parameters") else list(model)
-        self.log: tuple[Sink, ...] = (log,) if callable(log) else tuple(log)
+        self.log = _sinks(log)
         self.every = every
         self.layers = layers
+        self.on_error = on_error
         self.step = 0
         self._clipped: deque[bool] = deque(maxlen=100)
+        self._failed: list[Sink] = []  # those of whose errors was warned
 
     def clip_(
         self,
@@ -121,12 +132,12 @@ class GradMonitor:
         self._end_step(stats, {})
 
     def clip_grad_norm_(
-        self, parameters: Iterable[torch.Tensor], max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False
+        self, parameters: Parameters, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False
     ) -> torch.Tensor:
         """Clip as torch does, like :func:`normclip.clip_grad_norm_`, and log from the same read.
 
         Args:
-            parameters: Parameters of the model.
+            parameters: A parameter of the model, or several.
             max_norm: As for :func:`normclip.clip_grad_norm_`.
             norm_type: The same. Orders other than 1, 2 and ``inf`` take one more read.
             error_if_nonfinite: The same.
@@ -135,26 +146,25 @@ class GradMonitor:
             The norm before clipping, as :func:`normclip.clip_grad_norm_` returns it.
 
         Raises:
-            RuntimeError, TypeError, ValueError: As for :func:`normclip.clip_grad_norm_`. Nothing is logged, and the step does not count.
+            RuntimeError, TypeError, ValueError: As for :func:`normclip.clip_grad_norm_`, or a step is to be logged and a parameter is none
+                of the model. Nothing has changed on any rank, nothing is logged, and the step does not count.
         """
-        import torch
-
-        parameters, order = list(parameters), check_order("norm_type", norm_type)
-        stats, clip = None, {}
-        if self._due:
-            names = self._names()
-            pairs: Any = [(names[id(parameter)], parameter) for parameter in parameters]
-            stats = grad_stats(pairs, per_tensor=self.layers, norms=() if order in NORMS else (order,))
-            norm = stats.norms[order] if order not in NORMS else getattr(stats, NORMS[order])
-        if stats is None or (error_if_nonfinite and not math.isfinite(norm)):
-            total_norm = clip_grad_norm_(parameters, max_norm, order, error_if_nonfinite)
-        else:
-            clip_grads_with_norm_(parameters, max_norm, norm)
-            if max_norm < math.inf:
-                clip = _clip_figures(norm, {"": (Hard(max_norm).multiplier(norm + TORCH_EPSILON), max_norm)})
-            grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
-            double = any(grad.dtype in (torch.float64, torch.complex128) for grad in grads)
-            total_norm = torch.tensor(norm, dtype=torch.float64 if double else torch.float32, device=grads[0].device if grads else "cpu")
+        parameters, limit, order = listed(parameters, "grad"), check_limit("max_norm", max_norm), check_order("norm_type", norm_type)
+        if not self._due:
+            total_norm = clip_grad_norm_(parameters, limit, order, error_if_nonfinite)
+            self._end_step(None, {})
+            return total_norm
+        # Taken once, to be written where there is a limit, so that whatever is wrong with a gradient is known before ranks measure.
+        taken, names = take_grads(self._pairs(parameters), writable=limit < math.inf)
+        orders = () if order in NORMS else (order,)
+        stats, _, _ = measure(taken, names, per_tensor=self.layers, orders=orders, groups=None)
+        norm = stats.norms[order] if orders else getattr(stats, NORMS[order])
+        if error_if_nonfinite:
+            check_finite(norm, order, taken, source="gradients from `parameters`")
+        mark_written(taken.clip_(limit, norm, TORCH_EPSILON))
+        clip = {} if limit == math.inf else _clip_figures(norm, {"": (Hard(limit).multiplier(norm + TORCH_EPSILON), limit)})
+        device = next((parameter.grad.device for parameter in parameters if parameter.grad is not None), "cpu")
+        total_norm = as_tensor(norm, taken).to(device)
         self._end_step(stats, clip)
         return total_norm
 
@@ -170,6 +180,18 @@ class GradMonitor:
     def _names(self) -> dict[int, str]:
         return {id(parameter): name for name, parameter in named(self.model)}
 
+    def _pairs(self, parameters: list[Any]) -> list[tuple[str, Any]]:
+        """Parameters of the model with their names.
+
+        Raises:
+            ValueError: One of them is none of the model.
+        """
+        names = self._names()
+        for position, parameter in enumerate(parameters):
+            if id(parameter) not in names:
+                raise ValueError(f"parameters[{position}] is none of the monitor's model: pass parameters of the model")
+        return [(names[id(parameter)], parameter) for parameter in parameters]
+
     def _end_step(self, stats: Stats | None, clip: Figures) -> None:
         step, due = self.step, self._due
         self.step += 1
@@ -180,8 +202,48 @@ class GradMonitor:
             # Not by < 1: a coefficient of NaN is no clipping that went well.
             self._clipped.append(not all(value >= 1.0 for name, value in clip.items() if name.startswith("clip/coefficient")))
             figures["clip/fraction"] = sum(self._clipped) / len(self._clipped)
-        for sink in self.log:
-            sink(step, figures)
+        self._tell(step, figures)
+
+    def _tell(self, step: int, figures: Figures) -> None:
+        errors = [(index, sink, error) for index, sink in enumerate(self.log) if (error := _error_of(sink, step, figures)) is not None]
+        # After all were told, as a warning may be an error too.
+        for index, sink, error in errors:
+            if self.on_error == "raise":
+                raise error
+            if not any(sink is failed for failed in self._failed):
+                self._failed.append(sink)
+                warnings.warn(
+                    f"log[{index}], {sink!r:.200}, has failed in step {step}, and its further errors are not shown: "
+                    f"{type(error).__name__}: {error}",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
+
+
+def _error_of(sink: Sink, step: int, figures: Figures) -> Exception | None:
+    try:
+        sink(step, figures)
+    except Exception as error:
+        return error
+    return None
+
+
+def _sinks(log: Sink | Iterable[Sink]) -> tuple[Sink, ...]:
+    """One sink or several.
+
+    Raises:
+        TypeError: One of them is no function.
+    """
+    several = isinstance(log, Iterable) and not callable(log) and not isinstance(log, (str, bytes, os.PathLike))
+    found = tuple(log) if several else (log,)
+    for index, sink in enumerate(found):
+        name = f"log[{index}]" if several else "log"
+        if isinstance(sink, (str, os.PathLike)):
+            path = os.fspath(sink)
+            raise TypeError(f"{name} is the path {path!r}: pass a sink, json_lines({path!r}) or tensorboard({path!r})")
+        if not callable(sink) or isinstance(sink, type):
+            raise TypeError(f"{name} is {sink!r:.200}: pass a function of a step and its figures, such as json_lines(path) returns")
+    return found
 
 
 def _gradient_figures(stats: Stats) -> Figures:

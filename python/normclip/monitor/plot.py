@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +15,15 @@ if TYPE_CHECKING:
 def plot(lines: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
     """Draw what :func:`json_lines` has written: norms and threshold, sign-cosine, and how much was clipped, by step.
 
-    Layers are thin lines behind those of all gradients; steps with non-finite elements are marked. Needs matplotlib.
+    Layers are thin lines behind those of all gradients; steps with non-finite elements are marked. Lines that cannot be read, as one that a
+    crash has cut off, are left out with a warning that tells their numbers. Needs matplotlib.
 
     Args:
         lines: The file of JSON lines.
         path: The picture, in a format that matplotlib knows by its suffix.
 
     Raises:
-        ValueError: The file holds no steps.
+        ValueError: No line of the file can be read.
 
     Example:
         >>> from normclip.monitor import json_lines
@@ -32,9 +34,7 @@ def plot(lines: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
     """
     from matplotlib.figure import Figure
 
-    rows = [json.loads(line) for line in Path(lines).read_text(encoding="utf-8").splitlines()]
-    if not rows:
-        raise ValueError(f"{lines} holds no steps")
+    rows = _rows(Path(lines))
     steps = [row["step"] for row in rows]
     names = sorted({name for row in rows for name in row})
 
@@ -66,3 +66,34 @@ def plot(lines: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
             axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
     clipping.set(ylabel="clipping", xlabel="step")
     figure.savefig(path)
+
+
+def _rows(path: Path) -> list[dict[str, float | None]]:
+    """The steps of a file of JSON lines.
+
+    Raises:
+        ValueError: There are none that can be read.
+    """
+    rows, faults = [], []
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        if line:
+            try:
+                rows.append(_row(line))
+            except ValueError as error:
+                faults.append(f"line {number} ({error})")
+    shown = ", ".join(faults[:5]) + (f" and {len(faults) - 5} more" if len(faults) > 5 else "")
+    if not rows:
+        raise ValueError(f"{path} holds no steps{shown and ' that can be read: '}{shown}")
+    if faults:
+        warnings.warn(f"{path}: what cannot be read is left out: {shown}", RuntimeWarning, stacklevel=3)
+    return rows
+
+
+def _row(line: bytes) -> dict[str, float | None]:
+    row = json.loads(line.decode())
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        raise ValueError("no object with a step")
+    for name, value in row.items():
+        if not isinstance(value, (int, float, type(None))):
+            raise ValueError(f"{name} is no number")
+    return row

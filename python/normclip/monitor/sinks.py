@@ -1,32 +1,29 @@
-"""What a monitor tells: files of JSON lines, TensorBoard."""
+"""What a monitor tells: files of JSON lines, TensorBoard. Sinks may be pickled, to log in another process."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import pickle
+import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
-
-if TYPE_CHECKING:
-    import os
+from typing import Any, TypeAlias
 
 Figures: TypeAlias = "dict[str, float]"
 Sink: TypeAlias = Callable[[int, Figures], object]
 """What a monitor tells: a function of the step and its figures."""
 
 
-def json_lines(path: str | os.PathLike[str]) -> Sink:
+class json_lines:  # noqa: N801 (called as a function)
     r"""A sink that adds each step as a line of JSON to a file.
 
     A line is an object of ``"step"`` and the figures; those that are not finite are null, as JSON has no NaN. Lines are added to what the
-    file holds, and are complete when the step ends.
+    file holds, and are complete when the step ends. Where the last line of the file was cut off, as by a crash, the next begins after it.
 
     Args:
-        path: The file.
-
-    Returns:
-        The sink.
+        path: The file. A relative path is meant from the directory that is the current one now, wherever that changes to.
 
     Raises:
         OSError: The file cannot be written.
@@ -37,25 +34,46 @@ def json_lines(path: str | os.PathLike[str]) -> Sink:
         >>> Path("gradients.jsonl").read_text()
         '{"step": 0, "norm": 5.0, "sign_cosine": null}\n'
     """
-    file = Path(path)
-    file.touch()  # to fail now rather than after the first step
 
-    def log(step: int, figures: Figures) -> None:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path).absolute()
+        with self.path.open("ab"):  # to fail now rather than after the first step
+            _ends_within_a_line(self.path)
+
+    def __call__(self, step: int, figures: Figures) -> None:
+        """Add a line."""
         finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
-        with file.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps({"step": step, **finite}) + "\n")
+        line = json.dumps({"step": step, **finite}) + "\n"
+        begun = _ends_within_a_line(self.path)
+        with self.path.open("ab") as file:
+            file.write(("\n" + line if begun else line).encode())
 
-    return log
+    def __repr__(self) -> str:
+        return f"json_lines({str(self.path)!r})"
 
 
-def tensorboard(writer: Any) -> Sink:
+def _ends_within_a_line(path: Path) -> bool:
+    if not path.is_file():
+        return False  # not made yet, or no file, such as a pipe
+    with path.open("rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
+
+
+class tensorboard:  # noqa: N801 (called as a function)
     """A sink that writes each figure as a scalar of TensorBoard.
 
     Args:
-        writer: A ``torch.utils.tensorboard.SummaryWriter``, or whatever else has its ``add_scalar(name, value, step)``.
+        writer: A folder, for which the process that logs makes a ``torch.utils.tensorboard.SummaryWriter`` with its first step, and closes
+            it when it ends. Or a ``SummaryWriter``, or whatever else has its ``add_scalar(name, value, step)``. A ``SummaryWriter`` has
+            threads and cannot be pickled: pass the folder where the sink is.
 
-    Returns:
-        The sink.
+    Raises:
+        ImportError: It is a folder, and TensorBoard is not installed.
+        OSError: The folder cannot be made.
+        TypeError: It is neither.
 
     Example:
         >>> class Writer:
@@ -65,8 +83,37 @@ def tensorboard(writer: Any) -> Sink:
         7 norm 5.0
     """
 
-    def log(step: int, figures: Figures) -> None:
-        for name, value in figures.items():
-            writer.add_scalar(name, value, step)
+    def __init__(self, writer: Any) -> None:
+        self._folder: Path | None = None
+        self._writer: Any = None
+        if isinstance(writer, (str, os.PathLike)):
+            import torch.utils.tensorboard  # noqa: F401 (to fail now rather than after the first step)
 
-    return log
+            self._folder = Path(writer).absolute()
+            self._folder.mkdir(parents=True, exist_ok=True)
+        elif callable(getattr(writer, "add_scalar", None)):
+            self._writer = writer
+        else:
+            raise TypeError(f"writer is {writer!r:.200}: pass a folder, or a torch.utils.tensorboard.SummaryWriter")
+
+    def __call__(self, step: int, figures: Figures) -> None:
+        """Write a scalar for each figure."""
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self._folder))
+            weakref.finalize(self, self._writer.close)  # which writes what it still holds
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, step)
+
+    def __repr__(self) -> str:
+        return f"tensorboard({self._writer if self._folder is None else str(self._folder)!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self._folder is not None:
+            return {"_folder": self._folder, "_writer": None}
+        try:
+            pickle.dumps(self._writer)
+        except Exception as error:
+            raise TypeError(f"{self!r:.200} cannot be pickled: pass the folder to tensorboard in place of the writer") from error
+        return vars(self)

@@ -1,19 +1,20 @@
-"""`GradMonitor`: figures against the statistics they come from, what is read when, and the sinks."""
+"""`GradMonitor`: figures against the statistics they come from, what is read when, and who is told."""
 
 import json
 import math
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
 import normclip
-from normclip.monitor import Figures, GradMonitor, json_lines, plot, tensorboard
+from normclip.monitor import Figures, GradMonitor, json_lines, tensorboard
 from normclip.monitor import monitor as monitoring
 from normclip.rules import Normalize, Soft
 from normclip.thresholds import AutoClip
+from support.training import model_with
 
 
 class Told(list[tuple[int, Figures]]):
@@ -25,13 +26,6 @@ class Told(list[tuple[int, Figures]]):
     @property
     def last(self) -> Figures:
         return self[-1][1]
-
-
-def model_with(weight: list[float], bias: float = 0.0, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
-    model = torch.nn.Linear(len(weight), 1, dtype=dtype)
-    model.weight.grad = torch.tensor([weight], dtype=dtype)
-    model.bias.grad = torch.tensor([bias], dtype=dtype)
-    return model
 
 
 def test_figures() -> None:
@@ -153,7 +147,13 @@ def test_every() -> None:
 def test_sinks_change_nothing_but_who_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """As other ranks take part in what is measured for one."""
     reads: list[Any] = []
-    monkeypatch.setattr(monitoring, "grad_stats", lambda *given, **how: reads.append(how) or normclip.grad_stats(*given, **how))
+    for function in (monitoring.grad_stats, monitoring.measure):
+
+        def recorded(*given: Any, function: Any = function, **how: Any) -> Any:
+            reads.append(how)
+            return function(*given, **how)
+
+        monkeypatch.setattr(monitoring, function.__name__, recorded)
     for sinks in ((), Told()):
         monitor = GradMonitor(model_with([3.0, 4.0]), sinks, every=2)
         monitor.observe()
@@ -212,7 +212,23 @@ def test_as_torchs_function_errors_change_nothing() -> None:
         monitor.clip_grad_norm_(model.parameters(), 1.0, error_if_nonfinite=True)
     with pytest.raises(ValueError, match="not negative"):
         monitor.clip_grad_norm_(model.parameters(), -1.0)
+    foreign = torch.nn.Parameter(torch.zeros(2))
+    foreign.grad = torch.ones(2)
+    with pytest.raises(ValueError, match=r"parameters\[2\] is none of the monitor's model"):
+        monitor.clip_grad_norm_([*model.parameters(), foreign], 1.0)
+    model.bias.grad = torch.tensor(2.0).expand(1, 1)[0]
+    model.weight.grad = torch.tensor(4.0).expand(1, 2)
+    with pytest.raises(ValueError, match=r"parameters\[0\].grad .*expand"):
+        monitor.clip_grad_norm_(model.parameters(), 1.0)
     assert (told, monitor.step, model.bias.grad.item()) == ([], 0, 2.0)
+    assert monitor.clip_grad_norm_(model.parameters(), math.inf).item() == 6.0, "where nothing is written"
+
+
+def test_as_torchs_function_with_one_parameter() -> None:
+    told = Told()
+    model = model_with([3.0, 4.0])
+    assert GradMonitor(model, told).clip_grad_norm_(model.weight, 1.0).item() == 5.0
+    assert told.last["norm/weight"] == 5.0
 
 
 def test_no_gradients() -> None:
@@ -223,53 +239,76 @@ def test_no_gradients() -> None:
     assert (told.last["norm"], told.last["clip/coefficient"]) == (0.0, 1.0)
 
 
-def test_tensorboard(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+def test_monitors_are_pickled(tmp_path: Path) -> None:
+    model = model_with([3.0, 4.0])
+    monitor = GradMonitor(model, [json_lines(tmp_path / "gradients.jsonl"), tensorboard(tmp_path / "runs")], every=2)
+    for limit in (2.0, 10.0):
+        monitor.model.weight.grad = torch.tensor([[3.0, 4.0]])
+        monitor.clip_(limit)
+        monitor.observe()
+        monitor = pickle.loads(pickle.dumps(monitor))  # without gradients, as torch pickles parameters
+    assert monitor.step == 4
+    rows = [json.loads(line) for line in (tmp_path / "gradients.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [(row["step"], row["norm"], row["clip/fraction"]) for row in rows] == [(0, 5.0, 1.0), (2, 5.0, 0.5)]
+    assert len(list((tmp_path / "runs").iterdir())) == 2
 
-    with SummaryWriter(str(tmp_path)) as writer:
-        monitor = GradMonitor(model_with([3.0, 4.0]), tensorboard(writer))
-        for _ in range(3):
+
+class Failing:
+    def __init__(self, error: type[BaseException]) -> None:
+        self.error = error
+        self.calls = 0
+
+    def __call__(self, step: int, figures: Figures) -> None:
+        self.calls += 1
+        raise self.error(f"in step {step}")
+
+    def __repr__(self) -> str:
+        return f"Failing({self.error.__name__})"
+
+
+def test_sinks_that_raise() -> None:
+    model, told, failing = model_with([3.0, 4.0]), Told(), [Failing(OSError), Failing(ValueError)]
+    monitor = GradMonitor(model, [failing[0], told, failing[1]])
+    with pytest.warns(RuntimeWarning) as caught:
+        assert monitor.clip_(1.0).norm == 5.0
+    starts = [str(warning.message).partition(", has failed")[0] for warning in caught]
+    assert starts == ["log[0], Failing(OSError)", "log[2], Failing(ValueError)"]
+    assert all("in step 0" in str(warning.message) and warning.filename == __file__ for warning in caught)
+    for _ in range(2):
+        monitor.observe()  # without more warnings, which would be errors
+    assert monitor.clip_grad_norm_(model.parameters(), 10.0).item() == pytest.approx(1.0)
+    assert [step for step, _ in told] == [0, 1, 2, 3]
+    assert [sink.calls for sink in failing] == [4, 4]
+
+
+def test_sinks_that_raise_for_those_who_want_it() -> None:
+    model, told = model_with([3.0, 4.0]), Told()
+    monitor = GradMonitor(model, [Failing(OSError), told], on_error="raise")
+    for step in range(2):
+        with pytest.raises(OSError, match=f"in step {step}"):
             monitor.clip_(1.0)
-    events = EventAccumulator(str(tmp_path)).Reload()
-    assert [(event.step, event.value) for event in events.Scalars("norm/weight")] == [(0, 5.0), (1, 1.0), (2, 1.0)]
-    assert "clip/threshold" in events.Tags()["scalars"]
+    assert (monitor.step, len(told)) == (2, 2)
+    assert model.weight.grad.norm().item() == pytest.approx(1.0), "clipped all the same"
+    with pytest.raises(ValueError, match="choose 'warn' or 'raise'"):
+        GradMonitor(model, (), on_error="ignore")  # type: ignore[arg-type]
 
 
-def test_json_lines(tmp_path: Path) -> None:
-    path = tmp_path / "gradients.jsonl"
-    model = model_with([3.0, 4.0])
-    GradMonitor(model, json_lines(path)).clip_(1.0)
-    model.weight.grad[0, 0] = math.nan
-    resumed = GradMonitor(model, [json_lines(path)])
-    resumed.step = 7
-    resumed.observe()
-
-    def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is not JSON")
-
-    first, second = (json.loads(line, parse_constant=refuse) for line in path.read_text(encoding="utf-8").splitlines())
-    assert (first["step"], first["norm/weight"], first["clip/threshold"]) == (0, 5.0, 1.0)
-    assert (second["step"], second["norm"], second["nonfinite"]) == (7, None, 1.0)
-    with pytest.raises(OSError, match="nowhere"):
-        json_lines(tmp_path / "nowhere" / "gradients.jsonl")
+def test_sinks_that_interrupt() -> None:
+    monitor = GradMonitor(model_with([3.0, 4.0]), Failing(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        monitor.observe()
 
 
-@pytest.mark.parametrize("suffix", ["svg", "png"])
-def test_plot(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / "gradients.jsonl"
-    model = model_with([3.0, 4.0])
-    monitor = GradMonitor(model, json_lines(path))
-    for step in range(5):
-        model.weight.grad = torch.tensor([[math.nan if step == 2 else 3.0, 4.0]])
-        monitor.clip_(1.0, nonfinite="skip")
-    plot(path, tmp_path / f"gradients.{suffix}")
-    assert (tmp_path / f"gradients.{suffix}").stat().st_size > 1000
-
-
-def test_plot_of_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "gradients.jsonl"
-    json_lines(path)
-    with pytest.raises(ValueError, match="no steps"):
-        plot(path, tmp_path / "gradients.svg")
-    json_lines(path)(0, {"norm": 0.0})
-    plot(path, tmp_path / "gradients.svg")
+@pytest.mark.parametrize(
+    ("log", "message"),
+    [
+        ("x.jsonl", r"log is the path 'x.jsonl': pass a sink, json_lines\('x.jsonl'\) or tensorboard\('x.jsonl'\)"),
+        ([Told(), Path("runs")], r"log\[1\] is the path 'runs'"),
+        (json_lines, "log is <class .*json_lines'>: pass a function"),
+        ([None], r"log\[0\] is None: pass a function"),
+        (None, "log is None: pass a function"),
+    ],
+)
+def test_what_is_no_sink(log: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        GradMonitor(model_with([3.0, 4.0]), log)
