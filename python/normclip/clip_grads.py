@@ -130,7 +130,8 @@ def clip_grads_(
     def coefficient_of(moments: Moments, rule: Rule | None) -> float:
         if rule is None or skipped or moments.count == 0:
             return 1.0
-        return rule.multiplier(getattr(moments, NORMS[norm_type]))
+        norm: float = getattr(moments, NORMS[norm_type])
+        return rule.multiplier(norm)
 
     coefficient = coefficient_of(stats.moments, rule)
     coefficients = {group: coefficient_of(moments, rules.get(group)) for group, moments in stats.groups.items()}

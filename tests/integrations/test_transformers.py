@@ -57,8 +57,8 @@ def test_patch_shares_the_trainers_read_with_the_monitor(monkeypatch: pytest.Mon
     model = tiny_model()
     monitor, told = monitored(model)
     reads: list[Any] = []
-    grad_stats, clip_grad_norm_ = normclip.monitor.grad_stats, normclip.clip.clip_grad_norm_
-    monkeypatch.setattr(normclip.monitor, "grad_stats", lambda *given, **how: reads.append("stats") or grad_stats(*given, **how))
+    measure, clip_grad_norm_ = normclip.monitor.monitor.measure, normclip.clip.clip_grad_norm_
+    monkeypatch.setattr(normclip.monitor.monitor, "measure", lambda *given, **how: reads.append("stats") or measure(*given, **how))
     monkeypatch.setattr(normclip.clip, "clip_grad_norm_", lambda *given, **how: reads.append("norm") or clip_grad_norm_(*given, **how))
     trainer = trainer_of(model, tmp_path, [GradMonitorCallback(monitor)], max_grad_norm=0.5)
     with normclip.patch_torch(monitor):

@@ -228,22 +228,21 @@ def _error_of(sink: Sink, step: int, figures: Figures) -> Exception | None:
     return None
 
 
-def _sinks(log: Sink | Iterable[Sink]) -> tuple[Sink, ...]:
-    """One sink or several.
+def _sinks(log: Any) -> tuple[Sink, ...]:
+    """One sink or several, checked."""
+    if callable(log) or isinstance(log, (str, bytes, os.PathLike)) or not isinstance(log, Iterable):
+        return (_checked("log", log),)
+    return tuple(_checked(f"log[{index}]", sink) for index, sink in enumerate(log))
 
-    Raises:
-        TypeError: One of them is no function.
-    """
-    several = isinstance(log, Iterable) and not callable(log) and not isinstance(log, (str, bytes, os.PathLike))
-    found = tuple(log) if several else (log,)
-    for index, sink in enumerate(found):
-        name = f"log[{index}]" if several else "log"
-        if isinstance(sink, (str, os.PathLike)):
-            path = os.fspath(sink)
-            raise TypeError(f"{name} is the path {path!r}: pass a sink, json_lines({path!r}) or tensorboard({path!r})")
-        if not callable(sink) or isinstance(sink, type):
-            raise TypeError(f"{name} is {sink!r:.200}: pass a function of a step and its figures, such as json_lines(path) returns")
-    return found
+
+def _checked(name: str, sink: Any) -> Sink:
+    if isinstance(sink, (str, os.PathLike)):
+        path = os.fspath(sink)
+        raise TypeError(f"{name} is the path {path!r}: pass a sink, json_lines({path!r}) or tensorboard({path!r})")
+    if not callable(sink) or isinstance(sink, type):
+        raise TypeError(f"{name} is {sink!r:.200}: pass a function of a step and its figures, such as json_lines(path) returns")
+    checked: Sink = sink
+    return checked
 
 
 def _gradient_figures(stats: Stats) -> Figures:
