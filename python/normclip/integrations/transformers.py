@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
-from accelerate.state import AcceleratorState
+from torch.distributed.fsdp import FullyShardedDataParallel
 from transformers import TrainerCallback
 
 from normclip.integrations._steps import Steps
@@ -31,7 +31,7 @@ class GradMonitorCallback(TrainerCallback):
 
     Raises:
         ValueError: When training starts: ``rule`` is given and the Trainer also clips, or the monitor was given to ``patch_torch``; or the
-            gradients are out of reach, as DeepSpeed, Megatron-LM and FSDP of version 1 clip by themselves.
+            gradients are out of reach, as DeepSpeed and FSDP of version 1 keep and clip them themselves.
         RuntimeError: In the first step: the Trainer has clipped in another way than by torch's functions.
     """
 
@@ -47,7 +47,7 @@ class GradMonitorCallback(TrainerCallback):
             raise ValueError("both GradMonitorCallback and the Trainer clip: leave out rule, or pass max_grad_norm=0 to TrainingArguments")
         if self.rule is not None and tells(self.monitor):
             raise ValueError("the monitor is told by patch_torch, and by GradMonitorCallback with a rule: choose one")
-        if owner := _owner_of_gradients():
+        if owner := _owner_of_gradients(args, others["model"]):
             raise ValueError(f"{owner} clips by itself, where GradMonitorCallback finds no gradients before it: leave out the callback")
         if not state.is_world_process_zero:
             self.monitor.log = ()
@@ -81,10 +81,8 @@ class GradMonitorCallback(TrainerCallback):
             self._steps = None
 
 
-def _owner_of_gradients() -> str | None:
-    """Who clips gradients out of reach of torch's functions."""
-    accelerate = AcceleratorState()
-    kind = accelerate.distributed_type.value
-    if kind == "FSDP" and accelerate.fsdp_plugin.fsdp_version == 1:
-        return "FSDP of version 1"
-    return {"DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM"}.get(kind)
+def _owner_of_gradients(args: Any, model: Any) -> str | None:
+    """Who keeps gradients where torch's functions do not find them."""
+    if getattr(args, "deepspeed_plugin", None) is not None:  # by an argument or by Accelerate's settings
+        return "DeepSpeed"
+    return "FSDP of version 1" if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()) else None
