@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -108,7 +109,7 @@ def _bench(options: argparse.Namespace, command: str) -> int:
         return 1
     results = _Results("bench")
     if options.json:
-        results.write(options.json, lambda path: path.write_text(report.to_json(), encoding="utf-8"))
+        results.write(options.json, partial(Path.write_text, data=report.to_json(), encoding="utf-8"))
     if options.plot:
         from normclip.bench.figure import draw
 
@@ -127,8 +128,7 @@ def _study(options: argparse.Namespace, command: str) -> int:
         with progress_bar() as progress:
             report = studies.study(name, Options(quick=options.quick, seed=options.seed, progress=progress), command)
         if options.out:
-            text = report.to_json()
-            results.write(options.out / f"{name}.json", lambda path, text=text: path.write_text(text, encoding="utf-8"))
+            results.write(options.out / f"{name}.json", partial(Path.write_text, data=report.to_json(), encoding="utf-8"))
             results.write(options.out / f"{name}.{options.format}", report.draw)
         results.print(report.print)
     return results.status

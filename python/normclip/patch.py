@@ -37,7 +37,7 @@ _torchs: dict[str, Any] = {}  # those that were replaced first. Later ones may b
 
 ClipsByNorm = Callable[[Sequence[Any], float, float, bool], "torch.Tensor"]
 # The names of a module itself, past what its class makes of attributes: some wait to be loaded until they are asked for one.
-_names_of = types.ModuleType.__dict__["__dict__"]
+_names_of: Any = vars(types.ModuleType)["__dict__"]
 
 
 class Watcher(Protocol):
@@ -146,7 +146,8 @@ def patch_torch(monitor: GradMonitor | None = None) -> Patch:
 
         if not isinstance(monitor, GradMonitor):
             raise TypeError(
-                f"monitor is a {type(monitor).__name__}: pass a normclip.monitor.GradMonitor, or nothing; a decorator is written @patch_torch()"
+                f"monitor is a {type(monitor).__name__}: pass a normclip.monitor.GradMonitor, or nothing; "
+                "a decorator is written @patch_torch()"
             )
     return Patch(monitor).__enter__()
 
@@ -228,14 +229,13 @@ def clip_grad_norm_(
     return clip.clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
 
 
-def _watched(change: Callable[[Parameters], None], parameters: Parameters) -> None:
+def _watched(change: Callable[[Any], None], parameters: Parameters) -> None:
     """Change the gradients of parameters, which watchers see before."""
     watchers = _watchers()
-    if watchers:
-        parameters = listed(parameters, "grad")  # an iterator is read once for all
+    given: Any = listed(parameters, "grad") if watchers else parameters  # an iterator is read once for all
     for watcher in watchers:
-        watcher.before(parameters, share=False)
-    change(parameters)
+        watcher.before(given, share=False)
+    change(given)
     for watcher in watchers:
         watcher.after()
 

@@ -137,7 +137,7 @@ def test_full_disk_and_ascii(tmp_path: Path) -> None:
     run = subprocess.run(command, capture_output=True, text=True, encoding="ascii", timeout=300, check=False, env=ascii_only)
     assert run.returncode == 0, run.stderr
     assert "clip, scaling" in run.stdout
-    with open("/dev/full", "w") as full:
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
         run = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, encoding="utf-8", timeout=300, check=False)
     assert run.returncode == 1
     assert run.stderr.strip() == "normclip bench: cannot write standard output: No space left on device"

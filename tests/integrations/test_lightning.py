@@ -1,6 +1,7 @@
 """`lightning.Trainer` on a small model: clipping by normclip, and monitoring."""
 
 import json
+import types
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import partial
@@ -11,6 +12,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
@@ -357,6 +359,13 @@ def test_a_step_of_several_closures_is_logged_once(tmp_path: Path, rule: float |
     fit(module, tmp_path, GradMonitorCallback(monitor, rule))
     assert len(module.expected) > STEPS
     assert [step for step, _ in told] == list(range(STEPS))
+
+
+@pytest.mark.parametrize("strategy", [DeepSpeedStrategy, FSDPStrategy])
+def test_gradients_out_of_reach_are_refused(strategy: type) -> None:
+    trainer = types.SimpleNamespace(strategy=strategy.__new__(strategy))
+    with pytest.raises(ValueError, match=f"under {strategy.__name__} parameters do not have"):
+        GradMonitorCallback(monitored(Module())[0]).on_fit_start(trainer, None)
 
 
 def test_torch_is_itself_after_an_error(tmp_path: Path) -> None:

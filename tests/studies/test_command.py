@@ -121,7 +121,7 @@ def test_full_disk_and_ascii(tmp_path: Path) -> None:
     assert run.stderr.strip() == said
     assert "434,497" in run.stdout
     assert (tmp_path / "separation.svg").stat().st_size > 0
-    with open("/dev/full", "w") as full:
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
         run = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, encoding="utf-8", timeout=300, check=False)
     assert run.returncode == 1
     assert run.stderr.split("\n")[-3:-1] == [said, "normclip study: cannot write standard output: No space left on device"]

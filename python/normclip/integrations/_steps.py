@@ -17,9 +17,9 @@ from normclip.statistics import Stats, named
 class Steps:
     """The steps of optimizers while a model trains, each of which a monitor logs once.
 
-    The figures are those found before the clipping that comes before the step, and of the optimizer's own parameters. Clipping gradients that
-    a clipping has left as they are belongs to that one. Where nothing is clipped they are found when the step comes. Clipping is seen where it
-    is by torch's functions, which normclip replaces from the start until ``patch`` is undone.
+    The figures are of the optimizer's own parameters, as they were before the clipping that precedes the step. Clipping once more what a
+    clipping has left unchanged belongs to that one: clipping in parts, or in several ways. Where nothing is clipped, the figures are of
+    the gradients that the optimizer gets. Clipping is seen where it is by torch's functions, which are replaced until ``patch`` is undone.
 
     Args:
         monitor: Nobody else tells it of torch's functions, also where it was given to :func:`normclip.patch_torch`.
@@ -93,11 +93,14 @@ class Steps:
         pairs = self._monitored().get(optimizer)
         if not pairs or self.is_logged:
             return
-        if not self.was_clipped(optimizer):
-            self._clipped[optimizer] = _Measured(self.monitor, pairs, self._step())
-            self._clipped[optimizer].observe()
+        if self.was_clipped(optimizer):
+            measured = self._clipped[optimizer]
+        else:
+            measured = _Measured(self.monitor, pairs, self._step())
+            measured.observe()
+        self._clipped.pop(optimizer, None)
         self.monitor.step = self._step()
-        self.monitor._end_step(*self._clipped.pop(optimizer).found)
+        self.monitor._end_step(*measured.found)
 
     def _monitored(self) -> dict[Hashable, list[tuple[str, Any]]]:
         """The parameters of each optimizer that the monitor has, with their names there."""

@@ -18,27 +18,27 @@ from normclip.rules import Rule
 class GradMonitorCallback(pl.Callback):
     """Lets a :class:`~normclip.monitor.GradMonitor` log each step of an optimizer, and clip.
 
-    Each step is logged once, with Lightning's ``global_step``, from gradients that are accumulated and unscaled, and not yet clipped: of those
-    parameters of the monitor that the optimizer has. An optimizer that has none of them is not logged.
+    Each step is logged once, with Lightning's ``global_step``, from gradients that are accumulated and unscaled, and not yet clipped: of
+    those parameters of the monitor that the optimizer has. An optimizer that has none of them is not logged.
 
     - With ``rule`` the gradients are clipped here, from the same read. ``gradient_clip_val`` is left out.
     - With ``gradient_clip_val`` alone Lightning clips, by normclip, and by norm from the same read.
     - An overridden ``configure_gradient_clipping`` may clip in any way: it comes after the read.
-    - Under manual optimization ``clip_gradients`` and torch's clipping functions are seen, as normclip is in their place while the model trains
-      (see :func:`normclip.patch_torch`, which is not needed). In the place of normclip's own functions call the monitor's,
-      ``clip_`` or ``clip_grad_norm_``, which log by themselves. What clips otherwise is not seen, and who clips gradients that are still
-      scaled (16-mixed, before ``scaler.unscale_``) has the norm of those logged.
+    - Under manual optimization ``clip_gradients`` and torch's clipping functions are seen, as normclip is in their place while the model
+      trains (see :func:`normclip.patch_torch`, which is not needed). In the place of normclip's own functions call the monitor's, ``clip_``
+      or ``clip_grad_norm_``, which log by themselves. What clips otherwise is not seen. Who clips gradients that are still scaled
+      (16-mixed, before ``scaler.unscale_``) has the norm of those logged.
 
-    Figures go to the sinks of the monitor, in distributed training on the first process alone, and clipping with ``rule`` supposes that every
-    process holds whole gradients or DTensors, as under DDP and FSDP2.
+    Figures go to the sinks of the monitor, in distributed training on the first process alone. Every process must hold whole gradients or
+    DTensors, as under DDP and FSDP2.
 
     Args:
         monitor: A monitor of the module, or of a part of it.
         rule: Clip by this rule of :mod:`normclip.rules`; a number means :class:`normclip.rules.Hard`.
 
     Raises:
-        ValueError: When training starts: ``rule`` is given, and Lightning also clips or has several optimizers; or the strategy is DeepSpeed
-            or FSDP of version 1, whose parameters do not have the model's gradients.
+        ValueError: When training starts: ``rule`` is given, and Lightning also clips or has several optimizers; or the strategy is
+            DeepSpeed or FSDP of version 1, whose parameters do not have the model's gradients.
     """
 
     def __init__(self, monitor: GradMonitor, rule: Rule | float | None = None) -> None:

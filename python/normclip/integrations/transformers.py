@@ -18,9 +18,9 @@ class GradMonitorCallback(TrainerCallback):
     """Lets a :class:`~normclip.monitor.GradMonitor` log each step of the optimizer, and clip.
 
     Each step is logged once, with the Trainer's ``global_step``, from gradients that are accumulated and unscaled, and not yet clipped. The
-    Trainer (of Transformers 5) clips, or measures where ``max_grad_norm`` is 0, by torch's function before it calls the callback. So normclip
-    takes that function's place while the model trains (see :func:`normclip.patch_torch`, which is not needed), and there is one read a step.
-    If training raises, the place is kept until the Trainer is gone, or training begins anew.
+    Trainer (of Transformers 5) clips, or measures where ``max_grad_norm`` is 0, by torch's function before it calls the callback. So
+    normclip takes that function's place while the model trains (see :func:`normclip.patch_torch`, which is not needed), and there is one
+    read a step. If training raises, normclip stays there until the Trainer is gone or training begins anew.
 
     Figures go to the sinks of the monitor, in distributed training on the first process alone.
 
