@@ -118,7 +118,7 @@ def test_modules_that_are_loaded_later_are_left_to_it(monkeypatch: pytest.Monkey
         assert utils.clip_grad_norm_ is patch.clip_grad_norm_
 
 
-@pytest.mark.parametrize("names", [None, types.MappingProxyType({})], ids=["none", "read-only"])
+@pytest.mark.parametrize("names", [None, types.MappingProxyType({"clip": utils.clip_grad_norm_})], ids=["none", "read-only"])
 def test_modules_whose_dictionary_is_something_else(monkeypatch: pytest.MonkeyPatch, names: Any) -> None:
     """As of module classes of Python 3.10 that do not initialize."""
     odd = type("Odd", (types.ModuleType,), {"__dict__": property(lambda self: names)})
