@@ -3,6 +3,7 @@
 import inspect
 import math
 import pickle
+import signal
 import sys
 import threading
 import types
@@ -40,7 +41,7 @@ def new_module(monkeypatch: pytest.MonkeyPatch) -> NewModule:
 @pytest.fixture(autouse=True)
 def torch_as_before() -> Iterator[None]:
     yield
-    assert patch._active == ()
+    assert not patch._active
     assert {name: getattr(utils, name) for name in NAMES} == TORCHS
 
 
@@ -115,6 +116,133 @@ def test_modules_that_are_loaded_later_are_left_to_it(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "made_for_a_test_lazy", Lazy())
     with normclip.patch_torch():
         assert utils.clip_grad_norm_ is patch.clip_grad_norm_
+
+
+@pytest.mark.parametrize("names", [None, types.MappingProxyType({"clip": utils.clip_grad_norm_})], ids=["none", "read-only"])
+def test_modules_whose_dictionary_is_something_else(monkeypatch: pytest.MonkeyPatch, names: Any) -> None:
+    """As of module classes of Python 3.10 that do not initialize."""
+    odd = type("Odd", (types.ModuleType,), {"__dict__": property(lambda self: names)})
+    monkeypatch.setitem(sys.modules, "made_for_a_test_odd", odd("odd"))
+    with normclip.patch_torch():
+        assert utils.clip_grad_norm_ is utils.clip_grad.clip_grad_norm_ is patch.clip_grad_norm_
+
+
+class Modules(dict[str, Any]):
+    """`sys.modules` that does something when the n-th module after one is looked through."""
+
+    def __init__(self, at: int, then: Callable[[], None]) -> None:
+        super().__init__(sys.modules)
+        self.at, self.then = at, then
+
+    def values(self) -> Any:
+        for count, module in enumerate(list(super().values())):
+            if count == self.at:
+                self.at = -1  # once
+                self.then()
+            yield module
+
+
+def raise_interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def test_all_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error or Ctrl-C on the way leaves torch as it was, and with the next call all is well."""
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "modules", Modules(10, raise_interrupt))
+        with pytest.raises(KeyboardInterrupt):
+            normclip.patch_torch()
+    assert {name: getattr(utils, name) for name in NAMES} == TORCHS
+    made = normclip.patch_torch()
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "modules", Modules(10, raise_interrupt))
+        with pytest.raises(KeyboardInterrupt):
+            made.undo()
+    assert {name: getattr(utils, name) for name in NAMES} == TORCHS
+
+
+class Names(dict[int, Any]):
+    """Replacements, of which some are written when something happens."""
+
+    then: Callable[[], None]
+
+    def __getitem__(self, key: int) -> Any:
+        self.then()
+        return super().__getitem__(key)
+
+
+@pytest.mark.parametrize("handler", ["patches", "patches and undoes"])
+@pytest.mark.parametrize("during", ["patching", "undoing"])
+def test_signal_handlers_may_patch_and_undo(monkeypatch: pytest.MonkeyPatch, handler: str, during: str) -> None:
+    """In the midst of either, where a lock is held. (Signals come between any two operations; here each time that a name is looked up.)"""
+    made: list[patch.Patch] = []
+    replace = patch._replace
+    busy = False
+
+    def handle(*given: Any) -> None:
+        with normclip.patch_torch():
+            assert utils.clip_grad_norm_ is patch.clip_grad_norm_
+            assert utils.clip_grad_norm_(weight(), 1.0).item() == 5.0
+        if handler == "patches":
+            made.append(normclip.patch_torch())
+
+    def signalled(replacements: dict[int, Any]) -> None:
+        names = Names(replacements)
+        names.then = lambda: None if busy else interrupt()
+        replace(names)
+
+    def interrupt() -> None:
+        nonlocal busy
+        busy = True
+        signal.raise_signal(signal.SIGUSR1)
+        busy = len(made) > 3
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    try:
+        outer = normclip.patch_torch() if during == "undoing" else None
+        monkeypatch.setattr(patch, "_replace", signalled)
+        if outer is None:
+            outer = normclip.patch_torch()
+            assert utils.clip_grad_norm_ is utils.clip_grad.clip_grad_norm_ is patch.clip_grad_norm_
+        outer.undo()
+        busy = True
+        assert made or handler != "patches"
+        for function in (utils.clip_grad_norm_, utils.clip_grad.clip_grad_norm_):
+            assert function is (patch.clip_grad_norm_ if made else TORCHS["clip_grad_norm_"])
+    finally:
+        busy = True
+        signal.signal(signal.SIGUSR1, before)
+        for each in made:
+            each.undo()
+
+
+def test_as_a_decorator() -> None:
+    @normclip.patch_torch()
+    def clip(depth: int) -> float:
+        if depth:
+            clip(depth - 1)
+        assert utils.clip_grad_norm_ is patch.clip_grad_norm_
+        return utils.clip_grad_norm_(huge(), 1.0).item()
+
+    assert utils.clip_grad_norm_ is TORCHS["clip_grad_norm_"], "not before it is called"
+    assert clip(2) == pytest.approx(5e20)
+    assert clip.__name__ == "clip"
+    assert utils.clip_grad_norm_ is TORCHS["clip_grad_norm_"]
+
+
+def test_what_is_no_monitor_and_no_function_is_refused() -> None:
+    for wrong in (torch.nn.Linear(2, 1), lambda: None, "gradients.jsonl"):
+        with pytest.raises(TypeError, match=r"pass a normclip.monitor.GradMonitor"):
+            normclip.patch_torch(wrong)
+
+    async def coroutine() -> None: ...
+
+    def generator() -> Iterator[None]:
+        yield
+
+    for function in (coroutine, generator, Lazy, 3):
+        with pytest.raises(TypeError, match=r"put `with patch_torch\(\):` inside it"):
+            normclip.patch_torch()(function)
 
 
 def test_what_was_kept_elsewhere_is_torchs_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:

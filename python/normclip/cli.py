@@ -1,14 +1,25 @@
 """The `normclip` command: `bench` measures speed and error on this machine, `study` puts the theory of clipping to the test."""
 
+from __future__ import annotations
+
 import argparse
+import io
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from normclip.studies import NAMES
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+MOST_THREADS = 1024  # of `normclip.set_num_threads`
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--quick", action="store_true", help="small gradients, a few seconds: a smoke run")
     bench.add_argument("--json", type=_output_file(".json"), metavar="FILE", help="write all figures to FILE")
     bench.add_argument("--plot", type=_output_file(".svg", ".png"), metavar="FILE", help="draw FILE (.svg or .png)")
-    bench.add_argument("--threads", type=_positive, metavar="N", help="threads for torch and normclip")
+    bench.add_argument("--threads", type=_threads, metavar="N", help="threads for torch and normclip")
     bench.set_defaults(run=_bench)
     study = commands.add_parser(
         "study",
@@ -79,16 +90,14 @@ def _output_folder(text: str) -> Path:
     return path
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+def _threads(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {MOST_THREADS}")
     return int(text)
 
 
 def _bench(options: argparse.Namespace, command: str) -> int:
     # Imported late: torch, rich and matplotlib are extras, looked for above.
-    from rich.console import Console
-
     from normclip import bench
     from normclip.bench.report import print_report, progress_bar
 
@@ -98,31 +107,64 @@ def _bench(options: argparse.Namespace, command: str) -> int:
     except bench.WrongAnswerError as error:
         sys.stderr.write(f"normclip bench: {error}\n")
         return 1
+    results = _Results("bench")
     if options.json:
-        options.json.write_text(report.to_json(), encoding="utf-8")
+        results.write(options.json, partial(Path.write_text, data=report.to_json(), encoding="utf-8"))
     if options.plot:
         from normclip.bench.figure import draw
 
-        draw(report, options.plot)
-    console = Console()
-    print_report(report, console if console.is_terminal else Console(width=140))  # a pipe has no width to keep to
-    return 0
+        results.write(options.plot, lambda path: draw(report, path))
+    results.print(lambda console: print_report(report, console))
+    return results.status
 
 
 def _study(options: argparse.Namespace, command: str) -> int:
-    from rich.console import Console
-
     from normclip import studies
     from normclip.bench.report import progress_bar
     from normclip.studies.report import Options
 
-    console = Console()
-    console = console if console.is_terminal else Console(width=140)
+    results = _Results("study")
     for name in studies.NAMES if options.name == "all" else (options.name,):
         with progress_bar() as progress:
             report = studies.study(name, Options(quick=options.quick, seed=options.seed, progress=progress), command)
         if options.out:
-            (options.out / f"{name}.json").write_text(report.to_json(), encoding="utf-8")
-            report.draw(options.out / f"{name}.{options.format}")
-        report.print(console)
-    return 0
+            results.write(options.out / f"{name}.json", partial(Path.write_text, data=report.to_json(), encoding="utf-8"))
+            results.write(options.out / f"{name}.{options.format}", report.draw)
+        results.print(report.print)
+    return results.status
+
+
+class _Results:
+    """Prints and writes what was measured. What cannot be written is said in a line each, and the rest is written."""
+
+    def __init__(self, command: str) -> None:
+        from rich.console import Console
+
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # in an ASCII locale, a figure with a ? for its × is better than none
+        self.console = Console()
+        if not self.console.is_terminal:
+            self.console = Console(width=140)  # a pipe has no width to keep to
+        self.command = command
+        self.status = 0
+
+    def print(self, results: Callable[[Console], None]) -> None:
+        """Print results on the console."""
+        with self._said("standard output"):
+            results(self.console)
+            sys.stdout.flush()  # a full disk is heard of here, and not when Python ends
+
+    def write(self, path: Path, results: Callable[[Path], object]) -> None:
+        """Write results to a file."""
+        with self._said(str(path)):
+            results(path)
+
+    @contextmanager
+    def _said(self, where: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.status = 1
+            sys.stderr.write(f"normclip {self.command}: cannot write {where}: {error.strerror or error}\n")
+            if where == "standard output":
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python flushes the rest to when it ends

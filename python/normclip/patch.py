@@ -6,12 +6,13 @@ Arrows: sys.modules → the names that are torch's functions → the functions h
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 import threading
 import types
 import warnings
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 from normclip import clip, norms
 from normclip._backend import listed
@@ -27,10 +28,28 @@ _R = TypeVar("_R")
 
 _NAMES = ("clip_grad_norm_", "clip_grads_with_norm_", "clip_grad_value_", "get_total_norm")
 
-_lock = threading.Lock()
-_active: tuple[Patch, ...] = ()  # never changed but replaced, as calls read it without the lock
-_replaced: dict[str, Any] = {}  # the functions that are replaced, for as long as they are
+# A signal handler may patch or undo in the midst of either. So the lock is reentrant, each change of this state is a single operation of a
+# dictionary, and `_settle` may be repeated at any point.
+_lock = threading.RLock()
+_active: dict[Patch, None] = {}  # in the order of their beginning
+_replaced: dict[str, Any] = {}  # the functions that are or were replaced last
 _torchs: dict[str, Any] = {}  # those that were replaced first. Later ones may be others' wrappers of ours
+
+ClipsByNorm = Callable[[Sequence[Any], float, float, bool], "torch.Tensor"]
+# The names of a module itself, past what its class makes of attributes: some wait to be loaded until they are asked for one.
+_names_of: Any = vars(types.ModuleType)["__dict__"]
+
+
+class Watcher(Protocol):
+    """Who is asked before torch's functions change gradients."""
+
+    monitor: GradMonitor  # of which it alone decides what is told, whoever else has given it to `patch_torch`
+
+    def before(self, parameters: Sequence[Any], share: bool) -> ClipsByNorm | None:
+        """See gradients that are about to change; or return what does and clips from the same read, where that may be shared."""
+
+    def after(self) -> None:
+        """Know that they have changed."""
 
 
 class Patch:
@@ -39,36 +58,55 @@ class Patch:
     As long as there is another one the functions stay replaced.
     """
 
-    def __init__(self, monitor: GradMonitor | None = None) -> None:
+    def __init__(self, monitor: GradMonitor | None = None, watcher: Watcher | None = None) -> None:
         self.monitor = monitor
+        self.watcher = watcher
 
     def __enter__(self) -> Patch:
-        global _active
         import torch
 
         with _lock:
             if not _active:
-                _replaced.update({name: getattr(torch.nn.utils, name) for name in _NAMES})
-                for name, function in _replaced.items():
-                    _torchs.setdefault(name, function)
-                _replace({id(function): globals()[name] for name, function in _replaced.items()})
-            if self not in _active:
-                _active = (*_active, self)
+                for name in _NAMES:
+                    function = getattr(torch.nn.utils, name)
+                    if function is not globals()[name]:
+                        _torchs.setdefault(name, function)
+                        _replaced[name] = function
+            try:
+                _active[self] = None
+                _settle()
+            except BaseException:
+                self.undo()
+                raise
         return self
 
     def __exit__(self, *raised: object) -> None:
         self.undo()
 
+    def __call__(self, function: Callable[_P, _R]) -> Callable[_P, _R]:
+        """As a decorator: torch's functions are replaced in calls of this function, and no longer outside of them."""
+        self.undo()
+        lasting = (inspect.isclass, inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction)
+        if not callable(function) or any(lasts(function) for lasts in lasting):
+            raise TypeError(f"patch_torch() cannot decorate {function!r}, only plain functions: put `with patch_torch():` inside it")
+
+        @functools.wraps(function)
+        def patched(*arguments: _P.args, **keywords: _P.kwargs) -> _R:
+            with Patch(self.monitor, self.watcher):
+                return function(*arguments, **keywords)
+
+        return patched
+
     def undo(self) -> None:
         """End the replacement; once it has ended this does nothing."""
-        global _active
         with _lock:
-            if self not in _active:
-                return
-            _active = tuple(patch for patch in _active if patch is not self)
-            if not _active:
-                _replace({id(globals()[name]): function for name, function in _replaced.items()})
-                _replaced.clear()
+            try:
+                _active.pop(self, None)
+                _settle()
+            except BaseException:  # Ctrl-C: the first one is heeded when nothing is left half done
+                _active.pop(self, None)
+                _settle()
+                raise
 
 
 def patch_torch(monitor: GradMonitor | None = None) -> Patch:
@@ -77,6 +115,8 @@ def patch_torch(monitor: GradMonitor | None = None) -> Patch:
     In :mod:`torch.nn.utils` and in every module that has imported one of them by name, so that Accelerate, Lightning, Transformers and
     training loops use normclip without a change. Undoing it puts torch's functions back, also in modules that were imported meanwhile. Who
     has kept a replacement elsewhere, as a default argument or in a wrapper, calls torch's function by it from then on.
+
+    All names are replaced or, where that fails, none. As a decorator, ``@patch_torch()``, it lasts for each call of a function.
 
     The deprecated ``torch.nn.utils.clip_grad_norm`` calls its successor, hence normclip. Not replaced are references that are no names of
     modules (default arguments, closures, attributes of objects) and what does not go through these functions: the method
@@ -90,6 +130,9 @@ def patch_torch(monitor: GradMonitor | None = None) -> Patch:
     Returns:
         What ends the replacement: by its method ``undo``, or as a context manager. Repeated and nested calls count.
 
+    Raises:
+        TypeError: ``monitor`` is something else, such as the model. Nothing is replaced.
+
     Example:
         >>> import torch
         >>> weight = torch.nn.Parameter(torch.zeros(2))
@@ -98,23 +141,43 @@ def patch_torch(monitor: GradMonitor | None = None) -> Patch:
         ...     torch.nn.utils.clip_grad_norm_([weight], 1.0)
         tensor(5.0000e+20)
     """
+    if monitor is not None:
+        from normclip.monitor import GradMonitor
+
+        if not isinstance(monitor, GradMonitor):
+            raise TypeError(
+                f"monitor is a {type(monitor).__name__}: pass a normclip.monitor.GradMonitor, or nothing; "
+                "a decorator is written @patch_torch()"
+            )
     return Patch(monitor).__enter__()
 
 
 def tells(monitor: GradMonitor) -> bool:
-    """Whether this monitor is told of calls of ``clip_grad_norm_``."""
-    return any(patch.monitor is monitor for patch in _active)
+    """Whether this monitor was given to :func:`patch_torch`."""
+    return any(patch.monitor is monitor for patch in tuple(_active))
+
+
+def _settle() -> None:
+    """Let all names mean what they should: our functions as long as anybody wants them, and else those they replace."""
+    while True:
+        wanted = bool(_active)
+        pairs = [(theirs, globals()[name]) for name, theirs in _replaced.items()]
+        _replace({id(theirs): ours for theirs, ours in pairs} if wanted else {id(ours): theirs for theirs, ours in pairs})
+        if wanted == bool(_active):  # else a signal handler has come between
+            return
 
 
 def _replace(replacements: Mapping[int, Any]) -> None:
     """Let all names in all modules but this one that mean an object of such an identity mean another."""
+    found: list[tuple[dict[str, Any], str, Any]] = []
     for module in list(sys.modules.values()):
-        if isinstance(module, types.ModuleType) and module is not sys.modules[__name__]:
-            # Past the attributes of modules that wait to be loaded until they are asked for one.
-            names: dict[str, Any] = object.__getattribute__(module, "__dict__")
-            for name, value in list(names.items()):
+        if issubclass(type(module), types.ModuleType) and module is not sys.modules[__name__]:
+            names = _names_of.__get__(module)
+            for name, value in list(names.items()) if names else ():  # Python 3.10 makes modules without a dictionary, too
                 if id(value) in replacements:
-                    names[name] = replacements[id(value)]
+                    found.append((names, name, replacements[id(value)]))
+    for names, name, value in found:  # when all has been found, as only the search meets what others have made
+        names[name] = value
 
 
 # What torch's functions are replaced by: functions of their own, with torch's arguments, so that undoing finds these alone and not what a
@@ -137,6 +200,10 @@ def _while_patched(function: Callable[_P, _R]) -> Callable[_P, _R]:
     return chosen
 
 
+def _watchers() -> list[Watcher]:
+    return [patch.watcher for patch in tuple(_active) if patch.watcher is not None]
+
+
 @_while_patched
 def clip_grad_norm_(
     parameters: Parameters, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False, foreach: bool | None = None
@@ -146,24 +213,43 @@ def clip_grad_norm_(
         parameters = list(parameters)
         if not parameters:
             warnings.warn("`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=3)
-    for patch in _active:
-        if patch.monitor is not None:
-            parameters = listed(parameters, "grad")
-            if patch.monitor.covers(parameters):
-                return patch.monitor.clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite)
+    watchers = _watchers()
+    watched = [watcher.monitor for watcher in watchers]
+    monitors = [patch.monitor for patch in tuple(_active) if patch.monitor is not None and patch.monitor not in watched]
+    if watchers or monitors:
+        parameters = listed(parameters, "grad")
+        clips: ClipsByNorm | None = next((monitor.clip_grad_norm_ for monitor in monitors if monitor.covers(parameters)), None)
+        for watcher in watchers:
+            clips = watcher.before(parameters, clips is None) or clips
+        clips = clips or clip.clip_grad_norm_
+        total_norm = clips(parameters, max_norm, norm_type, error_if_nonfinite)
+        for watcher in watchers:
+            watcher.after()
+        return total_norm
     return clip.clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
+
+
+def _watched(change: Callable[[Any], None], parameters: Parameters) -> None:
+    """Change the gradients of parameters, which watchers see before."""
+    watchers = _watchers()
+    given: Any = listed(parameters, "grad") if watchers else parameters  # an iterator is read once for all
+    for watcher in watchers:
+        watcher.before(given, share=False)
+    change(given)
+    for watcher in watchers:
+        watcher.after()
 
 
 @_while_patched
 def clip_grads_with_norm_(parameters: Parameters, max_norm: float, total_norm: torch.Tensor, foreach: bool | None = None) -> None:
     """:func:`normclip.clip_grads_with_norm_`."""
-    clip.clip_grads_with_norm_(parameters, max_norm, total_norm, foreach)
+    _watched(lambda given: clip.clip_grads_with_norm_(given, max_norm, total_norm, foreach), parameters)
 
 
 @_while_patched
 def clip_grad_value_(parameters: Parameters, clip_value: float, foreach: bool | None = None) -> None:
     """:func:`normclip.clip_grad_value_`."""
-    clip.clip_grad_value_(parameters, clip_value, foreach)
+    _watched(lambda given: clip.clip_grad_value_(given, clip_value, foreach), parameters)
 
 
 @_while_patched

@@ -1,6 +1,7 @@
 """`normclip bench` as a person starts it."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from normclip.cli import main
+import normclip
+from normclip.cli import MOST_THREADS, main
 
 ROW_KEYS = {
     *("workload", "tensors", "elements", "dtype", "operation", "torch_ms", "normclip_ms", "ratio"),
@@ -82,8 +84,7 @@ def test_plot_is_an_svg_with_text(folder: Path, report: dict[str, Any]) -> None:
         (["--plot", "plot.jpeg"], "does not end in .svg or .png"),
         (["--json", "no/such/folder/run.json"], "there is no folder"),
         (["--json", "taken.json"], "cannot be written"),
-        (["--threads", "0"], "not a whole number from 1"),
-        (["--threads", "many"], "not a whole number from 1"),
+        *[(["--threads", threads], "not a whole number from 1 to 1024") for threads in ("0", "many", "5000", "9" * 30)],
     ],
 )
 def test_bad_arguments_are_refused_before_anything_is_measured(
@@ -107,3 +108,37 @@ def test_missing_extras_are_named_with_the_remedy(monkeypatch: pytest.MonkeyPatc
         main(["bench", "--plot", "plot.svg"])
     assert stopped.value.code == 2
     assert "rich, matplotlib not installed; run: pip install 'normclip[cli]'" in capsys.readouterr().err
+
+
+def test_as_many_threads_as_can_be_set() -> None:
+    before = normclip.get_num_threads()
+    normclip.set_num_threads(MOST_THREADS)
+    with pytest.raises(ValueError, match=str(MOST_THREADS)):
+        normclip.set_num_threads(MOST_THREADS + 1)
+    normclip.set_num_threads(before)
+
+
+def test_what_cannot_be_written_is_said_and_the_rest_is_done(tmp_path: Path) -> None:
+    (tmp_path / "run.json").symlink_to("/dev/full")
+    (tmp_path / "run.svg").symlink_to("/dev/full")
+    command = [sys.executable, "-m", "normclip", "bench", "--quick", "--threads", "1", "--json", "run.json", "--plot", "run.svg"]
+    run = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=300, check=False, cwd=tmp_path)
+    assert run.returncode == 1
+    assert [line for line in run.stderr.splitlines() if line] == [
+        f"normclip bench: cannot write {name}: No space left on device" for name in ("run.json", "run.svg")
+    ]
+    assert "clip, scaling" in run.stdout
+
+
+def test_full_disk_and_ascii(tmp_path: Path) -> None:
+    """Neither loses what goes elsewhere, nor what can be said."""
+    command = [sys.executable, "-m", "normclip", "bench", "--quick", "--threads", "1", "--json", str(tmp_path / "run.json")]
+    ascii_only = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+    run = subprocess.run(command, capture_output=True, text=True, encoding="ascii", timeout=300, check=False, env=ascii_only)
+    assert run.returncode == 0, run.stderr
+    assert "clip, scaling" in run.stdout
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        run = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, encoding="utf-8", timeout=300, check=False)
+    assert run.returncode == 1
+    assert run.stderr.strip() == "normclip bench: cannot write standard output: No space left on device"
+    assert json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))["rows"]

@@ -1,19 +1,23 @@
 """`transformers.Trainer` on a tiny model of random parameters: clipping by normclip, and monitoring."""
 
+import gc
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 
 import normclip
+from normclip import patch
 from normclip.integrations.transformers import GradMonitorCallback
 from normclip.monitor import Figures, GradMonitor
 from normclip.rules import Soft
-from support.training import assert_trains_alike
+from support.training import assert_trains_alike, reads_of
 
 STEPS = 4
 
@@ -53,22 +57,120 @@ def test_same_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, accumula
     assert_trains_alike(monkeypatch, train, calls=STEPS)
 
 
-def test_patch_shares_the_trainers_read_with_the_monitor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+class Expected(TrainerCallback):
+    """Sums up gradients as backward makes them, and takes their norm when the optimizer steps."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.norms: list[float] = []
+        self.grads: dict[int, torch.Tensor] = {}
+        for parameter in model.parameters():
+            parameter.register_post_accumulate_grad_hook(self.keep)
+
+    def keep(self, parameter: torch.Tensor) -> None:
+        self.grads[id(parameter)] = parameter.grad.double()  # which holds what was accumulated
+
+    def on_optimizer_step(self, *given: Any, **others: Any) -> None:
+        self.norms.append(torch.linalg.vector_norm(torch.cat([grad.flatten() for grad in self.grads.values()])).item())
+
+
+@pytest.mark.parametrize("patched", [False, True])
+@pytest.mark.parametrize("settings", [{}, {"gradient_accumulation_steps": 2}, {"bf16": True}], ids=str)
+@pytest.mark.parametrize("limit", [0.0, 0.5])
+def test_each_step_is_logged_once_before_clipping_from_one_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limit: float, settings: dict[str, Any], patched: bool
+) -> None:
+    model, told = tiny_model(), []
+    monitor = GradMonitor(model, lambda step, figures: told.append((step, figures)))
+    expected, reads = Expected(model), reads_of(monkeypatch)
+    trainer = trainer_of(model, tmp_path, [GradMonitorCallback(monitor), expected], max_grad_norm=limit, **settings)
+    with normclip.patch_torch(monitor) if patched else nullcontext():
+        trainer.train()
+    assert reads == ["measure"] * STEPS
+    assert [step for step, _ in told] == list(range(STEPS))
+    assert [figures["norm"] for _, figures in told] == pytest.approx(expected.norms, rel=1e-6)
+    logged = [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
+    assert [figures["norm"] for _, figures in told] == pytest.approx(logged)
+    assert all(figures.get("clip/threshold", 0.0) == limit < figures["norm"] for _, figures in told)
+    assert "norm/transformer.wte.weight" in told[0][1]
+    assert not patch._active
+
+
+def test_monitors_of_parts_and_several_of_the_same(tmp_path: Path) -> None:
+    model = tiny_model()
+    parts, wholes = [monitored(layer) for layer in model.transformer.h], [monitored(model) for _ in range(2)]
+    callbacks = [GradMonitorCallback(monitor) for monitor, _ in (*parts, *wholes)]
+    with normclip.patch_torch(GradMonitor(model, lambda step, figures: told.append(figures["norm"]))):
+        told: list[float] = []
+        trainer_of(model, tmp_path, callbacks, max_grad_norm=0.5).train()
+    for _, figures in wholes:
+        assert [figures[step]["norm"] for step in range(STEPS)] == told
+    for layer, (_, figures) in enumerate(parts):
+        for step in range(STEPS):
+            inside = [norm for name, norm in wholes[0][1][step].items() if name.startswith(f"norm/transformer.h.{layer}.")]
+            assert figures[step]["norm"] == pytest.approx(math.hypot(*inside))
+
+
+def test_gradients_on_several_meshes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The Trainer clips those by torch's other functions."""
     model = tiny_model()
     monitor, told = monitored(model)
-    reads: list[Any] = []
-    measure, clip_grad_norm_ = normclip.monitor.monitor.measure, normclip.clip.clip_grad_norm_
-    monkeypatch.setattr(normclip.monitor.monitor, "measure", lambda *given, **how: reads.append("stats") or measure(*given, **how))
-    monkeypatch.setattr(normclip.clip, "clip_grad_norm_", lambda *given, **how: reads.append("norm") or clip_grad_norm_(*given, **how))
+    expected = Expected(model)
+    monkeypatch.setattr(Trainer, "_has_mixed_mesh_grads", lambda self, model: True)
+    trainer_of(model, tmp_path, [GradMonitorCallback(monitor), expected], max_grad_norm=0.5).train()
+    assert [figures["norm"] for figures in told.values()] == pytest.approx(expected.norms, rel=1e-6)
+
+
+def test_clipping_out_of_sight_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Other(Trainer):
+        def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
+            return normclip.clip_grad_norm_(model.parameters(), 0.5)
+
+    model = tiny_model()
+    monitor, told = monitored(model)
     trainer = trainer_of(model, tmp_path, [GradMonitorCallback(monitor)], max_grad_norm=0.5)
-    with normclip.patch_torch(monitor):
+    trainer.__class__ = Other
+    with pytest.raises(RuntimeError, match="norm before clipping is unknown"):
         trainer.train()
-    assert reads == ["stats"] * STEPS
-    assert list(told) == list(range(STEPS))
-    logged = [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
-    assert [figures["norm"] for figures in told.values()] == pytest.approx(logged)
-    assert all(figures["clip/threshold"] == 0.5 < figures["norm"] for figures in told.values())
-    assert "norm/transformer.wte.weight" in told[0]
+    assert not told
+    trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
+
+
+@pytest.mark.parametrize("name", ["DeepSpeed", "FSDP of version 1"])
+def test_gradients_out_of_reach_are_refused(tmp_path: Path, name: str) -> None:
+    model = tiny_model()
+    trainer = trainer_of(model, tmp_path, [GradMonitorCallback(monitored(model)[0])])
+    if name == "DeepSpeed":
+        trainer.args.deepspeed_plugin = object()
+    else:
+        wrapped = FullyShardedDataParallel.__new__(FullyShardedDataParallel)
+        nn.Module.__init__(wrapped)
+        model.add_module("wrapped", wrapped)
+    with pytest.raises(ValueError, match=f"{name} clips by itself"):
+        trainer.callback_handler.on_train_begin(trainer.args, trainer.state, trainer.control)
+    assert not patch._active
+
+
+def test_torch_is_itself_when_a_trainer_that_failed_is_gone(tmp_path: Path) -> None:
+    class Failing(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+            if failing and state.global_step == 2:
+                raise ZeroDivisionError
+
+    model, failing = tiny_model(), True
+    monitor, told = monitored(model)
+    trainer = trainer_of(model, tmp_path, [GradMonitorCallback(monitor), Failing()], max_grad_norm=0.5)
+    with pytest.raises(ZeroDivisionError):
+        trainer.train()
+    failing = False
+    trainer.train()
+    assert list(told) == list(range(STEPS)), "it can begin anew"
+    assert not patch._active
+    failing = True
+    with pytest.raises(ZeroDivisionError):
+        trainer.train()
+    del trainer
+    gc.collect()
+    assert not patch._active
 
 
 def test_the_monitor_clips_by_a_rule(tmp_path: Path) -> None:
@@ -78,16 +180,6 @@ def test_the_monitor_clips_by_a_rule(tmp_path: Path) -> None:
     assert list(told) == list(range(STEPS))
     for figures in told.values():
         assert figures["clip/coefficient"] == pytest.approx(0.5 / (figures["norm"] + 0.5))
-
-
-@pytest.mark.parametrize("limit", [0.0, 0.5])
-def test_alone_the_callback_sees_what_the_trainer_has_left(tmp_path: Path, limit: float) -> None:
-    model = tiny_model()
-    monitor, told = monitored(model)
-    trainer = trainer_of(model, tmp_path, [GradMonitorCallback(monitor)], max_grad_norm=limit)
-    trainer.train()
-    logged = [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
-    assert [figures["norm"] for figures in told.values()] == pytest.approx([min(norm, limit or math.inf) for norm in logged], rel=1e-5)
 
 
 def test_two_that_clip_are_refused(tmp_path: Path) -> None:

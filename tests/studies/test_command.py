@@ -1,6 +1,7 @@
 """`normclip study` as a person starts it."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -107,3 +108,20 @@ def test_missing_extras_are_named_with_the_remedy(monkeypatch: pytest.MonkeyPatc
         main(["study", "separation"])
     assert stopped.value.code == 2
     assert "matplotlib not installed; run: pip install 'normclip[cli]'" in capsys.readouterr().err
+
+
+def test_full_disk_and_ascii(tmp_path: Path) -> None:
+    """Neither loses what goes elsewhere, nor what can be said."""
+    (tmp_path / "separation.json").symlink_to("/dev/full")
+    command = [sys.executable, "-m", "normclip", "study", "separation", "--out", str(tmp_path)]
+    ascii_only = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+    run = subprocess.run(command, capture_output=True, text=True, encoding="ascii", timeout=300, check=False, env=ascii_only)
+    said = f"normclip study: cannot write {tmp_path / 'separation.json'}: No space left on device"
+    assert run.returncode == 1
+    assert run.stderr.strip() == said
+    assert "434,497" in run.stdout
+    assert (tmp_path / "separation.svg").stat().st_size > 0
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        run = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, encoding="utf-8", timeout=300, check=False)
+    assert run.returncode == 1
+    assert run.stderr.split("\n")[-3:-1] == [said, "normclip study: cannot write standard output: No space left on device"]

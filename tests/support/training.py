@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import normclip
+import normclip.monitor
 
 
 def small_model() -> nn.Module:
@@ -47,3 +48,17 @@ def assert_trains_alike(monkeypatch: pytest.MonkeyPatch, train: Callable[[], nn.
     assert len(counted) == calls
     for ours, torchs in zip(trained, expected, strict=True):
         torch.testing.assert_close(ours, torchs, rtol=1e-5, atol=1e-6)
+
+
+def reads_of(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Fills with a word for each time that gradients are measured."""
+    reads: list[str] = []
+
+    def counting(module: Any, name: str) -> None:
+        function = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *given, **how: reads.append(name) or function(*given, **how))
+
+    counting(normclip.statistics, "measure")
+    counting(normclip.monitor.monitor, "measure")
+    counting(normclip.clip, "clip_grad_norm_")
+    return reads

@@ -36,11 +36,12 @@ def run(
         progress: told what is being measured.
 
     Raises:
+        ValueError: if ``threads`` is not one of those that :func:`normclip.set_num_threads` takes; nothing is set.
         WrongAnswerError: if an answer of normclip's is wrong; nothing of that row has been timed.
     """
     if threads is not None:
-        torch.set_num_threads(threads)
         normclip.set_num_threads(threads)
+        torch.set_num_threads(threads)
     workloads = QUICK if quick else FULL
     budget = Budget(seconds=0.1, min_rounds=3) if quick else Budget(seconds=2.0)
     total = sum(len(workload.operations) for workload in workloads)

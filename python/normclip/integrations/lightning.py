@@ -1,43 +1,57 @@
-"""Lightning: gradients logged, and clipped by any rule, from one read a step."""
+"""Lightning: gradients logged, and clipped by any rule, once a step of an optimizer."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from normclip.clip_grads import clip_grads_
+from normclip.integrations._steps import Steps
 from normclip.monitor import GradMonitor
-from normclip.patch import tells
 from normclip.rules import Rule
 
 
 class GradMonitorCallback(pl.Callback):
     """Lets a :class:`~normclip.monitor.GradMonitor` log each step of an optimizer, and clip.
 
-    Lightning calls this hook once a step of the optimizer, when gradients are accumulated and unscaled, and before it clips by itself. So
-    the figures are those before clipping in any case, and there is one read a step where
+    Each step is logged once, with Lightning's ``global_step``, from gradients that are accumulated and unscaled, and not yet clipped: of
+    those parameters of the monitor that the optimizer has. An optimizer that has none of them is not logged.
 
-    - ``rule`` is given, and ``gradient_clip_val`` is not: the gradients are clipped here;
-    - ``gradient_clip_val`` is given, and the monitor to :func:`normclip.patch_torch`: Lightning's call of torch's function tells it.
+    - With ``rule`` the gradients are clipped here, from the same read. ``gradient_clip_val`` is left out.
+    - With ``gradient_clip_val`` alone Lightning clips, by normclip, and by norm from the same read.
+    - An overridden ``configure_gradient_clipping`` may clip in any way: it comes after the read.
+    - Under manual optimization ``clip_gradients`` and torch's clipping functions are seen, as normclip is in their place while the model
+      trains (see :func:`normclip.patch_torch`, which is not needed). In the place of normclip's own functions call the monitor's, ``clip_``
+      or ``clip_grad_norm_``, which log by themselves. What clips otherwise is not seen. Who clips gradients that are still scaled
+      (16-mixed, before ``scaler.unscale_``) has the norm of those logged.
 
-    With ``gradient_clip_val`` alone, Lightning's clipping reads once more. Figures go to the sinks of the monitor, with Lightning's
-    ``global_step``; in distributed training on the first process alone, and clipping with ``rule`` supposes that every process holds whole
-    gradients or DTensors, as under DDP and FSDP2.
+    Figures go to the sinks of the monitor, in distributed training on the first process alone. Every process must hold whole gradients or
+    DTensors, as under DDP and FSDP2.
 
     Args:
         monitor: A monitor of the module, or of a part of it.
         rule: Clip by this rule of :mod:`normclip.rules`; a number means :class:`normclip.rules.Hard`.
 
     Raises:
-        ValueError: When training starts: ``rule`` is given, and Lightning also clips or has several optimizers.
+        ValueError: When training starts: ``rule`` is given, and Lightning also clips or has several optimizers; or the strategy is
+            DeepSpeed or FSDP of version 1, whose parameters do not have the model's gradients.
     """
 
     def __init__(self, monitor: GradMonitor, rule: Rule | float | None = None) -> None:
         self.monitor = monitor
         self.rule = rule
+        self._steps: Steps | None = None
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Check that nobody else clips."""
+        """Check that nobody else clips, and that there are gradients to see."""
+        if isinstance(trainer.strategy, DeepSpeedStrategy | FSDPStrategy):
+            raise ValueError(
+                f"under {type(trainer.strategy).__name__} parameters do not have the model's gradients: use ModelParallelStrategy"
+            )
         if self.rule is not None and trainer.gradient_clip_val:
             raise ValueError("both GradMonitorCallback and the Trainer clip: leave out either rule or gradient_clip_val")
         if self.rule is not None and len(trainer.optimizers) > 1:
@@ -45,15 +59,59 @@ class GradMonitorCallback(pl.Callback):
         if not trainer.is_global_zero:
             self.monitor.log = ()
 
-    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        """Clip or observe."""
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Begin to see what is clipped."""
+        self._end()
         self.monitor.step = trainer.global_step
         if self.rule is not None:
-            self.monitor.clip_(self.rule)
-        elif not self._will_be_told(trainer, optimizer):
-            self.monitor.observe()
+            return
 
-    def _will_be_told(self, trainer: Any, optimizer: Any) -> bool:
-        clips = trainer.gradient_clip_val and trainer.gradient_clip_algorithm != "value"
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        return bool(clips) and tells(self.monitor) and self.monitor.covers(parameters)
+        def optimizers() -> dict[Any, list[Any]]:
+            return {
+                optimizer: [parameter for group in optimizer.param_groups for parameter in group["params"]]
+                for optimizer in trainer.optimizers
+            }
+
+        self._steps = Steps(self.monitor, lambda: trainer.global_step, optimizers)
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """Log the step, or clip and log, or leave it to the clipping that comes."""
+        if self.rule is not None:
+            if self.monitor.step > trainer.global_step:  # after the first of the closures of a step of LBFGS
+                clip_grads_(self.monitor.model, self.rule)
+            else:
+                self.monitor.step = trainer.global_step
+                self.monitor.clip_(self.rule)
+        elif self._steps is not None:
+            if _clips_by_norm(trainer, pl_module) and self._steps.clips_all(optimizer):
+                self._steps.end_when_clipped()
+            else:
+                self._steps.end(optimizer)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Leave torch as it was."""
+        self._end()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Leave torch as it was."""
+        self._end()
+
+    def _end(self) -> None:
+        if self._steps is not None:
+            self._steps.patch.undo()
+            self._steps = None
+
+
+def _clips_by_norm(trainer: Any, module: Any) -> bool:
+    """Whether Lightning is sure to call torch's ``clip_grad_norm_`` after the hook, with all parameters of the optimizer."""
+    plugin = type(trainer.precision_plugin)
+    return bool(
+        trainer.gradient_clip_val
+        and trainer.gradient_clip_algorithm != "value"
+        and module.automatic_optimization
+        and not is_overridden("configure_gradient_clipping", module)
+        and not is_overridden("clip_gradients", module)
+        and plugin.clip_gradients in (Precision.clip_gradients, MixedPrecision.clip_gradients)
+        and plugin.clip_grad_by_norm is Precision.clip_grad_by_norm
+        and plugin.main_params is Precision.main_params
+    )
