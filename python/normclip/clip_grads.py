@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -123,15 +124,18 @@ def clip_grads_(
     if found_inf and nonfinite == "zero":
         mark_written(taken.zero_nonfinite_(affected.tolist()))
 
-    def coefficient_of(moments: Moments, rule: Rule | None) -> float:
-        return 1.0 if rule is None or skipped else rule.multiplier(getattr(moments, NORMS[norm_type]))
+    with ExitStack() as applied:  # rules that remember note their norms once all is written
 
-    coefficient = coefficient_of(stats.moments, rule)
-    coefficients = {group: coefficient_of(moments, rules.get(group)) for group, moments in stats.groups.items()}
-    if coefficient != 1.0:
-        mark_written(taken.scale_(coefficient))
-    elif any(coefficient != 1.0 for coefficient in coefficients.values()):
-        mark_written(taken.scale_each_([None if coefficients[group] == 1.0 else coefficients[group] for group in member_of]))
+        def coefficient_of(moments: Moments, rule: Rule | None) -> float:
+            norm = getattr(moments, NORMS[norm_type])
+            return 1.0 if rule is None or skipped else applied.enter_context(rule.applying(norm))
+
+        coefficient = coefficient_of(stats.moments, rule)
+        coefficients = {group: coefficient_of(moments, rules.get(group)) for group, moments in stats.groups.items()}
+        if coefficient != 1.0:
+            mark_written(taken.scale_(coefficient))
+        elif any(coefficient != 1.0 for coefficient in coefficients.values()):
+            mark_written(taken.scale_each_([None if coefficients[group] == 1.0 else coefficients[group] for group in member_of]))
     return Clipped(
         norm=getattr(stats, NORMS[norm_type]),
         coefficient=coefficient,

@@ -23,10 +23,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import numbers
 from abc import abstractmethod
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from normclip._backend import collect_grads
@@ -40,11 +43,15 @@ if TYPE_CHECKING:
 
 
 class Policy:
-    """What all policies have: the fields that they are not constructed with are what they remember."""
+    """What all policies have.
+
+    A field that it remembers has a check in its metadata: from the policy and a value that is loaded to what is kept, in plain numbers. It
+    raises ``ValueError`` about a value that no such policy has saved.
+    """
 
     def state_dict(self) -> dict[str, Any]:
         """What it remembers, for a checkpoint. Its constants are no part of that."""
-        return {name: copy.deepcopy(getattr(self, f"_{name}")) for name in self._remembered()}
+        return {name: copy.deepcopy(getattr(self, f"_{name}")) for name in self._checks()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken.
@@ -52,20 +59,72 @@ class Policy:
         Raises:
             ValueError: It is not the state of such a policy. Nothing has changed.
         """
-        if set(state) != set(self._remembered()):
-            raise ValueError(f"the state has {sorted(state)} and {type(self).__name__} remembers {self._remembered()}: load one of its own")
-        for name in self._remembered():
-            setattr(self, f"_{name}", copy.deepcopy(state[name]))
+        checks = self._checks()
+        if not isinstance(state, Mapping):
+            raise ValueError(f"the state is a {type(state).__name__}: load what state_dict() has returned")
+        if set(state) != set(checks):
+            raise ValueError(f"the state has {sorted(state)} and {type(self).__name__} remembers {list(checks)}: load one of its own")
+        found = {name: self._checked(name, check, state[name]) for name, check in checks.items()}
+        for name, value in found.items():
+            setattr(self, f"_{name}", value)
 
-    def _remembered(self) -> list[str]:
-        return [remembered.name[1:] for remembered in dataclasses.fields(self) if not remembered.init]  # type: ignore[arg-type]
+    def _checked(self, name: str, check: Callable[[Any, Any], Any], value: Any) -> Any:
+        try:
+            return check(self, value)
+        except (ValueError, OverflowError) as error:
+            raise ValueError(f"{name} in the state {error}: load one that {type(self).__name__} has saved. Nothing has changed") from None
+
+    def _checks(self) -> dict[str, Callable[[Any, Any], Any]]:
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        return {field.name[1:]: field.metadata["check"] for field in fields if "check" in field.metadata}
+
+
+def _norm(_: Policy, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0.0 <= float(value) < math.inf:
+        raise ValueError(f"holds {value!r}, where a norm is a finite number that is not negative")
+    return float(value)
+
+
+def _norms(policy: Policy, value: Any) -> list[float]:
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"is a {type(value).__name__}, not a list")
+    return [_norm(policy, norm) for norm in value]
+
+
+def _sorted_norms(policy: Policy, value: Any) -> list[float]:
+    norms = _norms(policy, value)
+    if any(before > norm for before, norm in pairwise(norms)):
+        raise ValueError("is not sorted")
+    return norms
+
+
+def _first_norms(policy: ZClip, value: Any) -> list[float]:
+    norms = _norms(policy, value)
+    if len(norms) > policy.warmup:
+        raise ValueError(f"has {len(norms)} norms, and warmup is {policy.warmup}")
+    return norms
+
+
+def _count(_: Policy, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 0:
+        raise ValueError(f"is {value!r}, where a number of steps is an integer that is not negative")
+    return int(value)
+
+
+def _norms_of_tensors(policy: Policy, value: Any) -> dict[str, float]:
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise ValueError("is not a dict by the names of tensors")
+    norms = {name: _norm(policy, norm) for name, norm in value.items()}
+    if not all(norms.values()):
+        raise ValueError("holds a norm of 0, which would keep its tensor at 0 for good")
+    return norms
 
 
 class Threshold(Policy, Rule):
     r"""Hard clipping to a limit γ that depends on the norms before: :math:`c(n) = \min(1, \gamma/n)`.
 
-    ``multiplier``, which clipping calls once a step, notes the norm; ``coefficient`` and ``threshold`` only tell. For a norm on a device
-    all of them wait for it.
+    ``applying``, which clipping goes through once a step, notes the norm when all is written, as ``multiplier`` and ``observe`` do at once;
+    ``coefficient`` and ``threshold`` only tell. For a norm on a device all of them wait for it.
     """
 
     max_norm = math.inf
@@ -76,21 +135,42 @@ class Threshold(Policy, Rule):
         """The limit for a gradient of this norm; ``inf`` for none."""
 
     def observe(self, norm: float) -> float:
-        """The limit for a gradient of this norm, which is noted if it is finite."""
-        limit = self.max_norm = self.threshold(norm)
-        if math.isfinite(norm):
-            self._note(norm, limit)
-        return limit
+        """The limit for a gradient of this norm, which is noted if it is finite.
+
+        Raises:
+            ValueError: The norm is negative.
+        """
+        with self.applying(float(norm)):
+            pass
+        return self.max_norm
+
+    def coefficient(self, norm: Scalar) -> Scalar:
+        """As for any rule."""
+        return Hard(self.threshold(float(norm))).coefficient(norm)
 
     def multiplier(self, norm: Scalar) -> Scalar:
         """As for any rule, and notes the norm."""
-        return Hard(self.observe(float(norm))).multiplier(norm)
+        with self.applying(norm) as multiplier:
+            return multiplier
+
+    @contextmanager
+    def applying(self, norm: Scalar) -> Iterator[Scalar]:
+        """As for any rule.
+
+        Raises:
+            ValueError: The norm is negative.
+        """
+        value = float(norm)
+        if value < 0.0:
+            raise ValueError(f"norm is {value}: a norm is not negative")
+        limit = self.threshold(value)
+        yield Hard(limit).multiplier(norm)
+        self.max_norm = limit
+        if math.isfinite(value):
+            self._note(value, limit)
 
     @abstractmethod
     def _note(self, norm: float, limit: float) -> None: ...
-
-    def _formula(self, xp: Any, n: Any) -> Any:
-        return Hard(self.threshold(float(n)))._formula(xp, n)
 
 
 @dataclass(eq=False)
@@ -119,7 +199,7 @@ class AutoClip(Threshold):
     """
 
     percentile: float = 10.0
-    _history: list[float] = field(init=False, repr=False, default_factory=list)  # sorted
+    _history: list[float] = field(init=False, repr=False, default_factory=list, metadata={"check": _sorted_norms})
 
     def __post_init__(self) -> None:
         self.percentile = float(self.percentile)
@@ -181,9 +261,9 @@ class ZClip(Threshold):
     alpha: float = 0.97
     z: float = 2.5
     warmup: int = 25
-    _first: list[float] = field(init=False, repr=False, default_factory=list)
-    _mean: float = field(init=False, repr=False, default=0.0)
-    _deviation: float = field(init=False, repr=False, default=0.0)
+    _first: list[float] = field(init=False, repr=False, default_factory=list, metadata={"check": _first_norms})
+    _mean: float = field(init=False, repr=False, default=0.0, metadata={"check": _norm})
+    _deviation: float = field(init=False, repr=False, default=0.0, metadata={"check": _norm})
 
     def __post_init__(self) -> None:
         self.alpha, self.z, self.warmup = _check_share("alpha", self.alpha), check_positive("z", self.z), int(self.warmup)
@@ -202,7 +282,8 @@ class ZClip(Threshold):
             self._first.append(norm)
             count = len(self._first)
             self._mean = sum(first / count for first in self._first)
-            self._deviation = math.hypot(*(first - self._mean for first in self._first)) / math.sqrt(count)
+            away = [abs(first - self._mean) for first in self._first]
+            self._deviation = min(math.hypot(*away) / math.sqrt(count), max(away))  # a sum of squares may overflow, its mean does not
             return
         norm = min(norm, limit)
         self._mean = self.alpha * self._mean + (1.0 - self.alpha) * norm
@@ -248,8 +329,8 @@ class AdaGC(Policy):
     absolute: float = 1.0
     beta: float = 0.98
     warmup: int = 100
-    _steps: int = field(init=False, repr=False, default=0)
-    _norms: dict[str, float] = field(init=False, repr=False, default_factory=dict)
+    _steps: int = field(init=False, repr=False, default=0, metadata={"check": _count})
+    _norms: dict[str, float] = field(init=False, repr=False, default_factory=dict, metadata={"check": _norms_of_tensors})
 
     def __post_init__(self) -> None:
         self.relative, self.absolute = check_positive("relative", self.relative), check_not_negative("absolute", self.absolute)
@@ -279,7 +360,7 @@ class AdaGC(Policy):
         norms = dict(zip(names, stats.per_tensor.l2.tolist(), strict=True))
 
         first, together = self._steps < self.warmup, Hard(self.absolute).multiplier(stats.l2)
-        coefficients = {}
+        coefficients, noted = {}, dict(self._norms)
         for name, norm in norms.items():
             before = self._norms.get(name, math.inf)
             coefficient = coefficients[name] = together if first else Hard(self.relative * before).multiplier(norm)
@@ -287,12 +368,12 @@ class AdaGC(Policy):
             if not 0.0 < clipped < math.inf:
                 continue
             if first or before == math.inf:
-                self._norms[name] = min(before, clipped)
+                noted[name] = min(before, clipped)
             else:
-                self._norms[name] = self.beta * before + (1.0 - self.beta) * clipped
-        self._steps += 1
+                noted[name] = self.beta * before + (1.0 - self.beta) * clipped
         if any(coefficient != 1.0 for coefficient in coefficients.values()):
             mark_written(taken.scale_each_([None if coefficients[name] == 1.0 else coefficients[name] for name in names]))
+        self._steps, self._norms = self._steps + 1, noted
         return Clipped(
             norm=stats.l2,
             coefficient=together if first else 1.0,
