@@ -34,7 +34,7 @@ by_settings = pytest.mark.parametrize("settings", SETTINGS, ids=repr)
 def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the steps are taken: in Rust, or by torch operations as on a device."""
     if request.param == "device":
-        monkeypatch.setattr("normclip.optim.descent", _descent.DeviceDescent)
+        monkeypatch.setattr("normclip.optim.base.descent", _descent.DeviceDescent)
 
 
 def itself(state: Any) -> Any:
@@ -230,7 +230,7 @@ def test_a_step_that_fails_has_noted_nothing(make: Callable[[], Threshold], monk
     optimizer = ClippedSGD(parameters_of(torch.float32), 0.1, make(), momentum=0.9)
     run(optimizer, range(3))
     noted, limit, norm = optimizer.rule.state_dict(), optimizer.rule.max_norm, optimizer.last_norm
-    monkeypatch.setattr("normclip.optim.descent", Fails)
+    monkeypatch.setattr("normclip.optim.base.descent", Fails)
     optimizer.state.clear()
     with pytest.raises(WriteError):
         run(optimizer, range(3, 4))
@@ -259,7 +259,7 @@ def test_clipping_that_fails_has_noted_nothing(clip: Any, monkeypatch: pytest.Mo
         clip(weight, rule)
         adagc.clip_([weight])
     noted, limit, norms = rule.state_dict(), rule.max_norm, adagc.state_dict()
-    for module in ("clip", "clip_grads", "thresholds"):
+    for module in ("clip", "clip_grads", "thresholds.adagc"):
         monkeypatch.setattr(f"normclip.{module}.mark_written", broken)
     assert isinstance(weight, nn.Parameter)
     weight.grad = 100.0 * torch.ones(3, 3)

@@ -2,6 +2,7 @@
 
 import copy
 import doctest
+import importlib
 import io
 import json
 import math
@@ -16,15 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import normclip
-from normclip import thresholds
 from normclip.rules import Hard
 from normclip.thresholds import AGC, AdaGC, AutoClip, Threshold, ZClip
 
 NORMS = st.lists(st.floats(0.0, 1e6), min_size=1, max_size=60)
 
 
-def test_doctests() -> None:
-    failed, attempted = doctest.testmod(thresholds)
+@pytest.mark.parametrize("name", ["", ".adagc", ".agc", ".autoclip", ".zclip"])
+def test_doctests(name: str) -> None:
+    failed, attempted = doctest.testmod(importlib.import_module(f"normclip.thresholds{name}"))
     assert failed == 0
     assert attempted > 0
 
