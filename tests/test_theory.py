@@ -343,6 +343,26 @@ def test_no_pair_is_smaller(points: list[tuple[int, int]], quantile: float) -> N
     assert _cost(fit.L0, fit.L1, smoothness, norms, quantile) <= best + 1e-7 * (1.0 + best)
 
 
+@pytest.mark.parametrize("quantile", [1.0, 0.75])
+@pytest.mark.parametrize(("unit", "unit_n"), [(1010, 1010), (-1050, -1050), (1010, 0), (0, -1000), (-500, 500)])
+def test_fits_of_every_size(quantile: float, unit: int, unit_n: int) -> None:
+    generator = np.random.default_rng(0)
+    norms = generator.integers(1, 1 << 12, 300).astype(float)
+    smoothness = np.rint(2.0 + 3.0 * norms * generator.random(300))
+    fit, scaled = (
+        theory.fit_l0_l1(smoothness, norms, quantile),
+        theory.fit_l0_l1(np.ldexp(smoothness, unit), np.ldexp(norms, unit_n), quantile),
+    )
+    assert fit.L1 > 0.0
+    assert np.ldexp(fit.L0, unit) == scaled.L0
+    assert pytest.approx(np.ldexp(fit.L1, unit - unit_n), rel=1e-15) == scaled.L1
+
+
+def test_a_fit_with_a_norm_next_to_nothing() -> None:
+    fit = theory.fit_l0_l1([1.0, 1.0, 5.0, 9.0], [1e-310, 1.0, 2.0, 4.0])
+    assert pytest.approx((1.0, 2.0)) == (fit.L0, fit.L1)
+
+
 def test_points_without_a_logarithm_and_without_a_value() -> None:
     fit = theory.fit_l0_l1([1.0, 2.0, 4.0, 0.0, math.nan, 9.0], [1.0, 2.0, 4.0, 0.0, 1.0, math.inf])
     assert (fit.L0, fit.correlation, fit.slope) == pytest.approx((0.0, 1.0, 1.0), abs=1e-12)

@@ -135,7 +135,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
         """
         if not saved.keys() <= {self._kept}:
             raise ValueError(
-                f"the state of a parameter has {sorted(saved)}: load that of {type(self).__name__} or its like in torch. Nothing has changed"
+                f"the state of a parameter has {sorted(saved)}: load that of {type(self).__name__} or of torch's. Nothing has changed"
             )
         buffer = saved.get(self._kept)
         if buffer is not None and getattr(buffer, "shape", None) != parameter.shape:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TypeAlias
 
-from normclip.rules import Scalar, evaluate, square
+from normclip._formulas import Scalar, evaluate, square
 
 if TYPE_CHECKING:
     import torch

@@ -10,6 +10,7 @@ Two things that are often said of such functions are not quite true; :func:`grad
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -295,8 +296,14 @@ def fit_l0_l1(smoothness: npt.ArrayLike, norms: npt.ArrayLike, quantile: float =
         raise ValueError("there is no point with finite smoothness and norm: measure some first")
     if min(curvatures.min(), n.min()) < 0.0:
         raise ValueError("smoothness or a norm is negative: pass numbers that are not")
-    L1 = _flattest(curvatures, n, quantile)
-    return SmoothnessFit(_intercept(curvatures - L1 * n, quantile), L1, *_log_log(curvatures, n))
+    # In units of a power of two near the largest of each, so that no sum overflows, and nothing is rounded.
+    unit, unit_n = (math.frexp(values.max())[1] for values in (curvatures, n))
+    scaled, scaled_n = np.ldexp(curvatures, -unit), np.ldexp(n, -unit_n)
+    L1 = _flattest(scaled, scaled_n, quantile)
+    L0 = _intercept(scaled - L1 * scaled_n, quantile)
+    with np.errstate(over="ignore"):
+        L0, L1 = float(np.ldexp(L0, unit)), float(np.ldexp(L1, unit - unit_n))
+    return SmoothnessFit(L0, L1, *_log_log(curvatures, n))
 
 
 def _covered(count: int, quantile: float) -> int:
@@ -325,11 +332,11 @@ def _flattest(curvatures: npt.NDArray[np.float64], n: npt.NDArray[np.float64], q
             change -= n[pivot] * (len(below) - weight * len(above))
         return bool(change < -1e-12 * n.sum())
 
-    low, high = 0.0, float((curvatures[n > 0.0] / n[n > 0.0]).max(initial=0.0))
+    with np.errstate(over="ignore"):
+        low, high = 0.0, min(float((curvatures[n > 0.0] / n[n > 0.0]).max(initial=0.0)), sys.float_info.max)
     if not falls(low):
         return low
-    for _ in range(200):
-        middle = 0.5 * (low + high)
+    while low < (middle := 0.5 * low + 0.5 * high) < high:
         low, high = (middle, high) if falls(middle) else (low, middle)
     return high
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from normclip.rules import Hard, Rule, Scalar
+from normclip._formulas import Scalar
+from normclip.rules import Hard, Rule
 
 
 class Policy:
