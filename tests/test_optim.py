@@ -36,14 +36,27 @@ RULES: list[Rule | float] = [0.3, math.inf, Soft(0.5), Normalize(0.7), Smoothnes
     momentum=st.sampled_from([0.0, 0.5, 0.99, 1.0]),
     nesterov=st.booleans(),
     weight_decay=st.sampled_from([0.0, 1e-4, 0.5]),
+    dampening=st.sampled_from([0.0, 0.25, 1.0]),
+    maximize=st.booleans(),
     seed=st.integers(0, 99),
 )
 def test_steps_are_rounded_once(
-    dtype: torch.dtype, layouts: Any, size: Any, rule: Any, lr: float, momentum: float, nesterov: bool, weight_decay: float, seed: int
+    dtype: torch.dtype,
+    layouts: Any,
+    size: Any,
+    rule: Any,
+    lr: float,
+    momentum: float,
+    nesterov: bool,
+    weight_decay: float,
+    dampening: float,
+    maximize: bool,
+    seed: int,
 ) -> None:
     parameters = parameters_of(dtype, layouts[0], seed, (size, (3, 3)))
     nesterov = nesterov and momentum > 0.0
-    optimizer = ClippedSGD(parameters, lr, rule, momentum, nesterov, weight_decay)
+    dampening = 0.0 if nesterov else dampening
+    optimizer = ClippedSGD(parameters, lr, rule, momentum, nesterov, weight_decay, dampening=dampening, maximize=maximize)
     for step in range(3):
         set_gradients(parameters, seed + step)
         for parameter in parameters:
@@ -57,8 +70,8 @@ def test_steps_are_rounded_once(
         coefficient = optimizer.last_coefficient
         assert coefficient == pytest.approx(optimizer.rule.multiplier(norm), rel=1e-13)
         for parameter, x, v, g in zip(parameters, before, buffers, gradients, strict=True):
-            d = coefficient * g + weight_decay * x
-            v = momentum * v + d
+            d = (-coefficient if maximize else coefficient) * g + weight_decay * x
+            v = momentum * v + (d if step == 0 else (1.0 - dampening) * d)
             direction = d + momentum * v if nesterov else v if momentum else d
             assert_rounded(parameter, x - lr * direction, x.abs() + lr * direction.abs() + lr * d.abs())
             if momentum:

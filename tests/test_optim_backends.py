@@ -89,7 +89,7 @@ def test_errors_name_the_tensor_and_change_nothing(
     spoil: Any, error: type[Exception], message: str, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if place == "device":
-        monkeypatch.setattr("normclip.optim.descent", _descent.DeviceDescent)
+        monkeypatch.setattr("normclip.optim.base.descent", _descent.DeviceDescent)
     first, others = parameters_of(torch.float32)[1], [nn.Parameter(torch.ones(3)), *parameters_of(torch.float32, sizes=((2, 2), (5, 9)))]
     optimizer = ClippedSGD([{"params": [first]}, {"params": others}], 0.1, 1.0, momentum=0.9)
     run(optimizer, range(1))
@@ -121,7 +121,7 @@ def test_gradients_may_be_expanded_and_shared() -> None:
 @pytest.fixture(params=["norm in Rust", "norm as on a device"])
 def on_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """CPU tensors pass for those of a device, without kernels of ours there."""
-    monkeypatch.setattr("normclip.optim.descent", _descent.DeviceDescent)
+    monkeypatch.setattr("normclip.optim.base.descent", _descent.DeviceDescent)
     if request.param == "norm as on a device":
         monkeypatch.setattr(_devices, "_HOST", ())
         monkeypatch.setattr(_backend, "collect", lambda tensors: _devices.DeviceBatch(DeviceList(tensors)))

@@ -49,7 +49,7 @@ def test_readme(session: None) -> None:
             exec(compile(block, str(README), "exec"), names)
 
 
-NAMES = ("clip", "clip_grads", "distributed", "norms", "optim", "patch", "products", "statistics")
+NAMES = ("clip", "clip_grads", "distributed", "norms", "optim.sgd", "patch", "products", "statistics")
 MODULES = [f"normclip.{name}" for name in NAMES] + [f"normclip.monitor.{name}" for name in ("monitor", "plot", "sinks")]
 
 

@@ -1,12 +1,15 @@
 """Rules against the formulas, inequalities and numbers of the theory, on floats, NumPy and torch, and through every function that clips."""
 
+import contextlib
 import dataclasses
 import doctest
+import itertools
 import math
 import pickle
 from decimal import Decimal, localcontext
 from typing import Any
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -96,7 +99,7 @@ def test_the_length_of_a_descent_limited_step(n: float, limit: float) -> None:
     assert DescentLimit(limit).multiplier(n) * n <= longest * (1 + 1e-14)
 
 
-@pytest.mark.parametrize("descent", [0.0, -3.0, math.nan, -math.inf])
+@pytest.mark.parametrize("descent", [0.0, -3.0, -math.inf])
 def test_no_predicted_descent_is_not_limited(descent: float) -> None:
     assert DescentLimit(0.5).coefficient(descent) == 1.0
 
@@ -108,10 +111,78 @@ def test_no_predicted_descent_is_not_limited(descent: float) -> None:
 def test_edges(rule: Rule) -> None:
     assert rule.multiplier(0.0) == 1.0
     assert rule.multiplier(math.inf) == 0.0
-    assert rule.multiplier(math.nan) == 1.0 if isinstance(rule, DescentLimit) else math.isnan(rule.multiplier(math.nan))
+    assert math.isnan(rule.multiplier(math.nan))
+    assert math.isnan(rule.coefficient(math.nan))
     for tiny in (5e-324, 1e-308):
         assert math.isfinite(rule.multiplier(tiny))
     assert math.isfinite(rule.multiplier(1.7e308))
+
+
+ENDS = (1e-310, 1e-300, 1e-160, 0.7, 1.0, 1e160, 1e300, 1.7e308)
+CONSTANTS = (0.0, *ENDS, math.inf, math.nan)
+
+
+def _at(rule: Any, n: float) -> Any:
+    """The formula in 700 digits, with its limit where the norm is infinite."""
+    if math.isinf(n):
+        unlimited = rule.max_norm == math.inf if isinstance(rule, Hard) else isinstance(rule, Smoothness) and rule.L1 == 0.0
+        return _at(rule, 1.0) if unlimited else mpmath.mpf(0)
+    n = mpmath.mpf(n)
+    match rule:
+        case Hard(gamma) | DescentLimit(gamma):
+            return mpmath.mpf(1) if n <= gamma else gamma / n
+        case Soft(gamma):
+            return gamma / (n + gamma)
+        case Normalize(norm, beta):
+            return norm / (n + beta) if n + beta else mpmath.inf
+        case Smoothness(l0, l1, lr, exact):
+            growth = mpmath.mpf(l1) * n
+            step = 1 / (lr * (l0 + growth))
+            share = growth / (l0 + growth)
+            return step * mpmath.log1p(share) / share if exact and share else step
+    raise AssertionError
+
+
+def _rules_of(kind: type[Rule], constants: tuple[float, ...]) -> list[Rule]:
+    """All that can be made of these constants."""
+    found = []
+    for values in itertools.product(constants, repeat=3 if kind is Smoothness else 2 if kind is Normalize else 1):
+        for more in [(False,), (True,)] if kind is Smoothness else [()]:
+            with contextlib.suppress(ValueError):
+                found.append(kind(*values, *more))  # type: ignore[call-arg]
+    return found
+
+
+@pytest.mark.parametrize("kind", [Hard, Soft, Normalize, Smoothness, DescentLimit])
+def test_every_constant_and_every_norm(kind: type[Rule]) -> None:
+    with mpmath.workdps(700):
+        for rule in _rules_of(kind, CONSTANTS):
+            for n in (0.0, 5e-324, *ENDS, math.inf):
+                coefficient, multiplier = rule.coefficient(n), rule.multiplier(n)
+                assert _close(coefficient, _at(rule, n)), (rule, n)
+                if isinstance(rule, DescentLimit):
+                    assert _close(multiplier, 1 if mpmath.mpf(n) ** 2 <= rule.limit else mpmath.mpf(rule.limit) / n / n), (rule, n)
+                else:
+                    assert multiplier == (1.0 if n == 0.0 or coefficient == math.inf else coefficient), (rule, n)
+            assert math.isnan(rule.coefficient(math.nan)) == math.isnan(rule.multiplier(math.nan)) == rule.writes
+
+
+def _close(found: float, exact: Any) -> bool:
+    largest = 2 * mpmath.mpf(2) ** 1023
+    if found == math.inf:
+        return bool(exact > largest * (1 - 1e-15))
+    return bool(abs(found - exact) <= 1e-15 * abs(exact) + 2e-323)
+
+
+@pytest.mark.parametrize("kind", [Hard, Soft, Normalize, Smoothness, DescentLimit])
+def test_narrow_norms_have_wide_coefficients(kind: type[Rule]) -> None:
+    for rule in _rules_of(kind, (1e-200, 1e-30, 1.0, 1e30, 1e200)):
+        for n in (0.0, 1e-44, 1e-30, 1.0, 3e38, math.inf):
+            narrow = np.float32(n)
+            with np.errstate(over="ignore"):
+                expected = np.float32(rule.coefficient(float(narrow)))
+            assert rule.coefficient(narrow) == expected, (rule, n)
+            assert rule.coefficient(torch.tensor(narrow)).item() == pytest.approx(expected, rel=1e-6, abs=1e-44), (rule, n)
 
 
 def test_hard_limits_at_the_ends() -> None:

@@ -4,9 +4,11 @@ import doctest
 import importlib
 import itertools
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -141,18 +143,76 @@ def test_the_exact_step_is_best_by_the_exact_bound(l0: float, l1: float, norm: f
 
 @pytest.mark.parametrize("t", [0.0, 1e-300, 1e-12, 1e-3, 0.4999, 0.5001, 3.0, 700.0])
 def test_the_bound_is_exact_at_all_distances(t: float) -> None:
-    from decimal import Decimal, localcontext
-
-    with localcontext() as context:
-        context.prec = 700
-        expected = 3 * (Decimal(t).exp() - Decimal(t) - 1) if t > 1e-200 else 3 * Decimal(t) ** 2 / 2
-    assert theory.descent_bound(1.0, 1.0, 2.0, t) == pytest.approx(float(expected), rel=1e-13)
+    with mpmath.workdps(700):
+        expected = 3 * (mpmath.exp(t) - t - 1)
+    assert theory.descent_bound(1.0, 1.0, 2.0, t) == pytest.approx(float(expected), rel=1e-15)
 
 
 def test_bounds_at_the_ends() -> None:
     assert theory.gradient_bound(3.0, 0.0, 5.0, 2.0) == 6.0
     assert theory.descent_bound(3.0, 0.0, 5.0, 2.0) == 6.0
     assert theory.gradient_bound(3.0, 1.0, 5.0, 1e6) == theory.descent_bound(3.0, 1.0, 5.0, 1e6) == math.inf
+
+
+ENDS = (0.0, 1e-310, 1e-160, 1e-9, 1.0, 1000.0, 1e160, 1.7e308)
+
+
+def _is(found: float, exact: Any) -> bool:
+    """Rounded, and infinite where it is too large for a float."""
+    return bool(exact >= sys.float_info.max * (1 - 1e-15)) if found == math.inf else bool(abs(found - exact) <= 1e-15 * abs(exact) + 5e-324)
+
+
+def _bounds(l0: float, l1: float, norm: float, distance: float) -> tuple[Any, Any]:
+    curvature, t = l0 + mpmath.mpf(l1) * norm, mpmath.mpf(l1) * distance
+    if curvature == 0 or t > 1e5:
+        return (mpmath.mpf(0 if curvature == 0 else mpmath.inf),) * 2
+    if t == 0:
+        return curvature * distance, curvature * distance * distance / 2
+    return curvature * mpmath.expm1(t) / l1, curvature * (mpmath.exp(t) - t - 1) / mpmath.mpf(l1) ** 2
+
+
+def test_bounds_of_every_size() -> None:
+    with mpmath.workdps(1300):
+        for constants in itertools.product(ENDS, repeat=4):
+            by_gradient, by_descent = _bounds(*constants)
+            assert _is(theory.gradient_bound(*constants), by_gradient), constants
+            assert _is(theory.descent_bound(*constants), by_descent), constants
+
+
+def test_constants_of_every_size() -> None:
+    mpf, most = mpmath.mpf, mpmath.inf
+    with mpmath.workdps(1300):
+        for l0, l1, norm in itertools.product(ENDS[1:], ENDS, ENDS):
+            wide0, wide1, wide_norm = map(mpf, (l0, l1, norm))
+            assert _is(theory.fixed_gd(l0, l1, norm), 1 / (2 * (wide_norm * wide1 + wide0)))
+            lr, gamma = theory.clipped_gd(l0, l1)
+            assert _is(lr, 1 / (10 * wide0))
+            assert _is(gamma, min(10 * wide0, wide0 / wide1 if l1 else most))
+            assert _is(theory.rate_scaling(l0, max(norm, 1e-310)), mpmath.sqrt(max(norm, 1e-310) / wide0))
+            for steps in (1, 10**9):
+                growth = wide1 * (wide_norm + wide0)
+                assert _is(theory.fixed_sgd(l1, norm, l0, steps), min(1 / mpmath.sqrt(steps), 1 / growth if growth else most))
+                if l1:
+                    eta = min(1 / (20 * wide0), 1 / (128 * wide1 * norm) if norm else most, 1 / mpmath.sqrt(steps))
+                    lr, gamma = theory.clipped_sgd(l0, l1, norm, steps)
+                    assert _is(lr, eta)
+                    assert _is(gamma, 1 / (16 * eta * wide1))
+
+
+@pytest.mark.parametrize("function", [theory.sgd_descent, theory.sign_descent, theory.implicit_penalty])
+@pytest.mark.parametrize("kind", [float, np.float64, np.float32, torch.tensor])
+def test_a_step_of_no_length_has_no_descent(function: Callable[..., Any], kind: Callable[[float], Any]) -> None:
+    for norm in (0.0, 3.0, math.inf):
+        assert float(function(kind(norm), 0.0)) == 0.0
+    assert math.isnan(function(kind(math.nan), 0.0))
+    assert float(function(kind(math.inf), 0.5)) == math.inf
+    narrow = 2.0**100  # whose square has no float32
+    assert float(function(kind(narrow), 2.0**-90)) == function(narrow, 2.0**-90) > 0.0
+
+
+def test_predicted_descent_of_no_step() -> None:
+    assert theory.predicted_descent(np.array([math.inf]), np.array([1.0]), 0.0) == 0.0
+    assert math.isnan(theory.predicted_descent(np.array([math.nan]), np.array([1.0]), 0.0))
 
 
 # ---- Zhang's theorems ----
@@ -281,6 +341,26 @@ def test_no_pair_is_smaller(points: list[tuple[int, int]], quantile: float) -> N
             candidates.append((y - slope * x, slope))
     best = min(_cost(l0, l1, smoothness, norms, quantile) for l0, l1 in candidates if l0 >= -1e-12 and l1 >= 0.0)
     assert _cost(fit.L0, fit.L1, smoothness, norms, quantile) <= best + 1e-7 * (1.0 + best)
+
+
+@pytest.mark.parametrize("quantile", [1.0, 0.75])
+@pytest.mark.parametrize(("unit", "unit_n"), [(1010, 1010), (-1050, -1050), (1010, 0), (0, -1000), (-500, 500)])
+def test_fits_of_every_size(quantile: float, unit: int, unit_n: int) -> None:
+    generator = np.random.default_rng(0)
+    norms = generator.integers(1, 1 << 12, 300).astype(float)
+    smoothness = np.rint(2.0 + 3.0 * norms * generator.random(300))
+    fit, scaled = (
+        theory.fit_l0_l1(smoothness, norms, quantile),
+        theory.fit_l0_l1(np.ldexp(smoothness, unit), np.ldexp(norms, unit_n), quantile),
+    )
+    assert fit.L1 > 0.0
+    assert np.ldexp(fit.L0, unit) == scaled.L0
+    assert pytest.approx(np.ldexp(fit.L1, unit - unit_n), rel=1e-15) == scaled.L1
+
+
+def test_a_fit_with_a_norm_next_to_nothing() -> None:
+    fit = theory.fit_l0_l1([1.0, 1.0, 5.0, 9.0], [1e-310, 1.0, 2.0, 4.0])
+    assert pytest.approx((1.0, 2.0)) == (fit.L0, fit.L1)
 
 
 def test_points_without_a_logarithm_and_without_a_value() -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import doctest
+import importlib
 import io
 import json
 import math
@@ -16,15 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import normclip
-from normclip import thresholds
 from normclip.rules import Hard
 from normclip.thresholds import AGC, AdaGC, AutoClip, Threshold, ZClip
 
 NORMS = st.lists(st.floats(0.0, 1e6), min_size=1, max_size=60)
 
 
-def test_doctests() -> None:
-    failed, attempted = doctest.testmod(thresholds)
+@pytest.mark.parametrize("name", ["", ".adagc", ".agc", ".autoclip", ".zclip"])
+def test_doctests(name: str) -> None:
+    failed, attempted = doctest.testmod(importlib.import_module(f"normclip.thresholds{name}"))
     assert failed == 0
     assert attempted > 0
 
@@ -370,6 +371,93 @@ def test_another_policys_state_is_refused() -> None:
     assert rule.state_dict() == ZClip().state_dict()
     AGC().load_state_dict(AGC().state_dict())
     assert AGC().state_dict() == {}
+
+
+class Half(AutoClip):
+    """Its limits are of the kind that the norms are of."""
+
+    def threshold(self, norm: float) -> float:
+        return 0.5 * norm
+
+
+@pytest.mark.parametrize("make", [lambda: AutoClip(30), lambda: ZClip(warmup=2), Half])
+@pytest.mark.parametrize("kind", [np.float32, np.float64, torch.tensor, lambda norm: torch.tensor(norm, dtype=torch.bfloat16)])
+def test_states_are_plain_whatever_a_norm_is(make: Callable[[], Threshold], kind: Callable[[float], Any]) -> None:
+    rule = make()
+    for norm in SEQUENCE:
+        assert type(rule.observe(kind(norm))) is float
+    rule.multiplier(kind(2.0))
+    state = rule.state_dict()
+    assert _through_json(state) == _through_torch(state) == state
+    assert type(rule.max_norm) is float
+
+
+def test_a_norm_is_not_negative() -> None:
+    rule = AutoClip()
+    for ask in (rule.observe, rule.multiplier):
+        with pytest.raises(ValueError, match=r"norm is -1\.0"):
+            ask(-1.0)
+    assert rule.state_dict() == {"history": []}
+
+
+@pytest.mark.parametrize(
+    ("make", "spoiled", "message"),
+    [
+        (AutoClip, {"history": [1.0, 3.0, 2.0]}, "history in the state is not sorted"),
+        (AutoClip, {"history": [1.0, math.nan]}, "history in the state holds nan"),
+        (AutoClip, {"history": [-1.0]}, "history in the state holds -1.0"),
+        (AutoClip, {"history": ["1.0"]}, "history in the state holds '1.0'"),
+        (AutoClip, {"history": [torch.tensor(1.0)]}, "history in the state holds tensor"),
+        (AutoClip, {"history": [10**400]}, "history in the state .* too large"),
+        (AutoClip, {"history": 1.0}, "history in the state is a float"),
+        (AutoClip, {"history": "12"}, "history in the state is a str"),
+        (ZClip, {"first": [1.0] * 4}, "first in the state has 4 norms, and warmup is 3"),
+        (ZClip, {"first": [math.inf]}, "first in the state holds inf"),
+        (ZClip, {"mean": -1.0}, "mean in the state holds -1.0"),
+        (ZClip, {"mean": None}, "mean in the state holds None"),
+        (ZClip, {"deviation": math.nan}, "deviation in the state holds nan"),
+        (ZClip, {"deviation": True}, "deviation in the state holds True"),
+        (AdaGC, {"steps": -1}, "steps in the state is -1"),
+        (AdaGC, {"steps": 2.5}, "steps in the state is 2.5"),
+        (AdaGC, {"steps": True}, "steps in the state is True"),
+        (AdaGC, {"norms": [1.0]}, "norms in the state is not a dict"),
+        (AdaGC, {"norms": {0: 1.0}}, "norms in the state is not a dict by the names"),
+        (AdaGC, {"norms": {"w0": 0.0}}, "norms in the state holds a norm of 0"),
+        (AdaGC, {"norms": {"w0": math.inf}}, "norms in the state holds inf"),
+        (AdaGC, {"norms": {"w0": None}}, "norms in the state holds None"),
+    ],
+)
+def test_bad_states_change_nothing(make: Callable[..., Any], spoiled: dict[str, Any], message: str) -> None:
+    policy = make() if make is AutoClip else make(warmup=3)
+    for norm in SEQUENCE:
+        policy.clip_(_model([norm])) if make is AdaGC else policy.observe(norm)
+    before = policy.state_dict()
+    other = {"history": [9.0], "first": [9.0], "mean": 9.0, "deviation": 9.0, "steps": 9, "norms": {"w0": 9.0}}
+    with pytest.raises(ValueError, match=f"{message}.*Nothing has changed"):
+        policy.load_state_dict({**{name: other[name] for name in before}, **spoiled})
+    assert policy.state_dict() == before
+
+
+def test_a_state_is_a_mapping() -> None:
+    with pytest.raises(ValueError, match="the state is a list"):
+        AutoClip().load_state_dict(["history"])  # type: ignore[arg-type]
+
+
+def test_a_loaded_state_is_a_copy() -> None:
+    rule, state = AutoClip(), {"history": [np.float64(1.0), 2]}
+    rule.load_state_dict(state)
+    rule.observe(3.0)
+    assert state == {"history": [1.0, 2]}
+    assert [type(norm) for norm in rule.state_dict()["history"]] == [float] * 3
+
+
+def test_the_deviation_of_huge_norms_is_finite() -> None:
+    rule = ZClip(warmup=25)
+    for _ in range(12):
+        rule.observe(1.7e308)
+        rule.observe(0.0)
+    assert rule.state_dict()["deviation"] == pytest.approx(0.85e308)
+    rule.load_state_dict(rule.state_dict())
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 from normclip import _core
 from normclip._core import DeviceList, Moments, NotOnCPU, TensorList
@@ -23,11 +23,20 @@ if TYPE_CHECKING:
 AnyNorm: TypeAlias = "float | Norm"
 """A norm as a backend has it: a float, or on a device, where it stays."""
 
-Member: TypeAlias = "tuple[int, int, torch.Tensor, torch.Tensor, torch.Tensor | None]"
-"""A parameter of an optimizer: its group and its place there, the tensor, its gradient and its momentum buffer, if there is one."""
+Member: TypeAlias = "tuple[int, int, torch.Tensor, torch.Tensor, torch.Tensor | None, bool]"
+"""A parameter of an optimizer: its group and its place there, the tensor, its gradient, its momentum buffer, if there is one, and whether
+that is new: it holds zeros, and takes all of the first direction."""
 
-Settings: TypeAlias = "tuple[float, float, bool, float]"
-"""Learning rate, momentum, whether it is Nesterov's, weight decay."""
+
+class Settings(NamedTuple):
+    """What a step of gradient descent takes from a group of parameters."""
+
+    lr: float
+    momentum: float
+    dampening: float
+    weight_decay: float
+    nesterov: bool
+    maximize: bool
 
 
 NORMS: dict[float, str] = {1.0: "l1", 2.0: "l2", math.inf: "linf"}

@@ -17,33 +17,34 @@ class DeviceDescent:
     def __init__(self, members: list[Member]) -> None:
         _core.Descent.check(members)
         self._members = members
-        self._gradients = _backend.collect([gradient for _, _, _, gradient, _ in members])
+        self._gradients = _backend.collect([gradient for _, _, _, gradient, _, _ in members])
 
     def norm(self) -> AnyNorm:
         return self._gradients.norm(2.0)
 
     def step_(self, coefficient: float | Tensor, settings: list[Settings]) -> list[Any]:
         alike: dict[tuple[Any, ...], list[tuple[Tensor, Tensor, Tensor | None]]] = {}
-        for number, _, parameter, gradient, buffer in self._members:
-            alike.setdefault((number, parameter.device, parameter.dtype), []).append((parameter, gradient, buffer))
-        for (number, device, dtype), triples in alike.items():
+        for number, _, parameter, gradient, buffer, new in self._members:
+            # A new buffer takes all of the first direction.
+            group = settings[number]._replace(dampening=0.0) if new else settings[number]
+            alike.setdefault((group, parameter.device, parameter.dtype), []).append((parameter, gradient, buffer))
+        for (group, device, dtype), triples in alike.items():
             factor = torch.as_tensor(coefficient, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
-            _step(triples, factor.to(device, non_blocking=True), settings[number])
+            _step(triples, factor.to(device, non_blocking=True), group)
         return []  # torch has counted
 
 
-def _step(triples: list[tuple[Tensor, Tensor, Tensor | None]], coefficient: Tensor, settings: Settings) -> None:
-    lr, momentum, nesterov, weight_decay = settings
+def _step(triples: list[tuple[Tensor, Tensor, Tensor | None]], coefficient: Tensor, group: Settings) -> None:
     parameters = [parameter for parameter, _, _ in triples]
-    directions = torch._foreach_mul([gradient for _, gradient, _ in triples], coefficient)
-    if weight_decay != 0.0:
-        torch._foreach_add_(directions, parameters, alpha=weight_decay)
+    directions = torch._foreach_mul([gradient for _, gradient, _ in triples], -coefficient if group.maximize else coefficient)
+    if group.weight_decay != 0.0:
+        torch._foreach_add_(directions, parameters, alpha=group.weight_decay)
     buffers = [buffer for _, _, buffer in triples if buffer is not None]
     if buffers:
-        torch._foreach_mul_(buffers, momentum)
-        torch._foreach_add_(buffers, directions)
-        if nesterov:
-            torch._foreach_add_(directions, buffers, alpha=momentum)
+        torch._foreach_mul_(buffers, group.momentum)
+        torch._foreach_add_(buffers, directions, alpha=1.0 - group.dampening)
+        if group.nesterov:
+            torch._foreach_add_(directions, buffers, alpha=group.momentum)
         else:
             directions = tuple(buffers)
-    torch._foreach_add_(parameters, directions, alpha=-lr)
+    torch._foreach_add_(parameters, directions, alpha=-group.lr)

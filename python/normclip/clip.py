@@ -6,7 +6,7 @@ import math
 import types
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from normclip._backend import AnyNorm, Batch, collect, collect_grads
 from normclip._collect import (
@@ -201,12 +201,11 @@ def _clip(taken: Batch, rule: Rule, norm: AnyNorm, epsilon: float = 0.0) -> None
     if isinstance(rule, Hard):
         # In one step, so that on a device one kernel does it.
         mark_written(taken.clip_(rule.max_norm, norm, epsilon))
-    elif isinstance(norm, float):
-        multiplier = rule.multiplier(norm)
-        if multiplier != 1.0:
-            mark_written(taken.scale_(multiplier))
     else:
-        mark_written(taken.scale_(rule.multiplier(norm.exact)))
+        exact: Any = norm if isinstance(norm, float) else norm.exact
+        with rule.applying(exact) as multiplier:
+            if not isinstance(multiplier, float) or multiplier != 1.0:
+                mark_written(taken.scale_(multiplier))
 
 
 def clip_grads_with_norm_(parameters: Parameters, max_norm: float, total_norm: torch.Tensor | float, foreach: bool | None = None) -> None:

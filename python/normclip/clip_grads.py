@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -127,18 +128,20 @@ def clip_grads_(
     if found_inf and nonfinite == "zero":
         mark_written(taken.zero_nonfinite_(affected.tolist()))
 
-    def coefficient_of(moments: Moments, rule: Rule | None) -> float:
-        if rule is None or skipped or moments.count == 0:
-            return 1.0
-        norm: float = getattr(moments, NORMS[norm_type])
-        return rule.multiplier(norm)
+    with ExitStack() as applied:  # rules that remember note their norms once all is written
 
-    coefficient = coefficient_of(stats.moments, rule)
-    coefficients = {group: coefficient_of(moments, rules.get(group)) for group, moments in stats.groups.items()}
-    if coefficient != 1.0:
-        mark_written(taken.scale_(coefficient))
-    elif any(coefficient != 1.0 for coefficient in coefficients.values()):
-        mark_written(taken.scale_each_([None if coefficients[group] == 1.0 else coefficients[group] for group in member_of]))
+        def coefficient_of(moments: Moments, rule: Rule | None) -> float:
+            if rule is None or skipped or moments.count == 0:
+                return 1.0
+            norm: float = getattr(moments, NORMS[norm_type])
+            return applied.enter_context(rule.applying(norm))
+
+        coefficient = coefficient_of(stats.moments, rule)
+        coefficients = {group: coefficient_of(moments, rules.get(group)) for group, moments in stats.groups.items()}
+        if coefficient != 1.0:
+            mark_written(taken.scale_(coefficient))
+        elif any(coefficient != 1.0 for coefficient in coefficients.values()):
+            mark_written(taken.scale_each_([None if coefficients[group] == 1.0 else coefficients[group] for group in member_of]))
     return Clipped(
         norm=getattr(stats, NORMS[norm_type]),
         coefficient=coefficient,

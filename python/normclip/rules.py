@@ -11,26 +11,20 @@ Rules are small frozen values. :func:`normclip.clip_`, :func:`normclip.clip_grad
 from __future__ import annotations
 
 import math
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, cast
-
-import numpy as np
+from typing import Any
 
 from normclip._collect import check_limit, check_not_negative, check_positive
-
-if TYPE_CHECKING:
-    import torch
-
-Scalar = TypeVar("Scalar", float, "np.floating[Any]", "torch.Tensor")
-"""A float, a NumPy scalar or a torch tensor, which may be on a device and stays there."""
+from normclip._formulas import Fraction, Scalar, evaluate
 
 
 class Rule(ABC):
-    """From a norm to a coefficient. Subclasses write the formula once, for floats, NumPy and torch."""
+    """From a norm to a coefficient. A norm of NaN gives NaN, unless there is no limit at all."""
 
+    @abstractmethod
     def coefficient(self, norm: Scalar) -> Scalar:
         """What a gradient of this norm is multiplied by.
 
@@ -40,8 +34,8 @@ class Rule(ABC):
         Returns:
             The coefficient, of the type, precision and device of ``norm``. Nothing waits for a device.
         """
-        return evaluate(self._formula, norm)
 
+    @abstractmethod
     def multiplier(self, norm: Scalar) -> Scalar:
         """What clipping multiplies a gradient of this norm by: the coefficient, but 1 where that is infinite or the norm 0.
 
@@ -52,16 +46,43 @@ class Rule(ABC):
             As :meth:`coefficient`.
         """
 
-        def formula(xp: Any, n: Any) -> Any:
-            coefficient = self._of_norm(xp, n)
-            return xp.where((n == 0.0) | (coefficient == math.inf), 1.0, coefficient)
+    @contextmanager
+    def applying(self, norm: Scalar) -> Iterator[Scalar]:
+        """The multiplier, to multiply by it meanwhile. A rule that remembers notes the norm at the end, and nothing if that raises.
 
-        return evaluate(formula, norm)
+        Args:
+            norm: As for :meth:`coefficient`.
+
+        Yields:
+            As :meth:`multiplier` returns.
+        """
+        yield self.multiplier(norm)
 
     @property
     def writes(self) -> bool:
         """Whether any gradient is changed by it."""
         return True
+
+
+class Formula(Rule):
+    """A rule without a memory. Subclasses write the formula once, for floats, NumPy and torch."""
+
+    def coefficient(self, norm: Scalar) -> Scalar:
+        """As for any rule."""
+        return evaluate(lambda xp, n: self._spread(xp, n, self._formula(xp, n)), norm)
+
+    def multiplier(self, norm: Scalar) -> Scalar:
+        """As for any rule."""
+
+        def formula(xp: Any, n: Any) -> Any:
+            coefficient = self._of_norm(xp, n)
+            return self._spread(xp, n, xp.where((n == 0.0) | (coefficient == math.inf), 1.0, coefficient))
+
+        return evaluate(formula, norm)
+
+    def _spread(self, xp: Any, n: Any, found: Any) -> Any:
+        """NaN where the norm is NaN, whatever the formula makes of it: some compare, or leave out the norm."""
+        return xp.where(n == n, found, n) if self.writes else found
 
     @abstractmethod
     def _formula(self, xp: Any, n: Any) -> Any:
@@ -81,7 +102,7 @@ def as_rule(name: str, rule: Rule | float) -> Rule:
 
 
 @dataclass(frozen=True)
-class Hard(Rule):
+class Hard(Formula):
     r"""Hard clipping: a norm above γ becomes γ.
 
     .. math:: c(n) = \min\Big(1, \frac{\gamma}{n}\Big)
@@ -111,12 +132,12 @@ class Hard(Rule):
         return self.max_norm < math.inf
 
     def _formula(self, xp: Any, n: Any) -> Any:
-        # By n <= γ and not by γ/n >= 1, as 0/0 and inf/inf are no numbers. NaN is not <= and reaches the result, if there is a limit.
+        # By n <= γ and not by γ/n >= 1, as 0/0 and inf/inf are no numbers.
         return xp.where((n <= self.max_norm) | (self.max_norm == math.inf), 1.0, self.max_norm / n)
 
 
 @dataclass(frozen=True)
-class Soft(Rule):
+class Soft(Formula):
     r"""Soft clipping: norms are mapped smoothly to [0, γ).
 
     .. math:: c(n) = \frac{\gamma}{n + \gamma}
@@ -144,11 +165,11 @@ class Soft(Rule):
         object.__setattr__(self, "max_norm", check_positive("max_norm", self.max_norm))
 
     def _formula(self, xp: Any, n: Any) -> Any:
-        return self.max_norm / (n + self.max_norm)
+        return Fraction(self.max_norm, self.max_norm, 1.0).at(xp, n)
 
 
 @dataclass(frozen=True)
-class Normalize(Rule):
+class Normalize(Formula):
     r"""Normalized gradients: every norm becomes γ, or with β > 0 tends to 0 with the gradient.
 
     .. math:: c(n) = \frac{\gamma}{n + \beta}
@@ -179,11 +200,11 @@ class Normalize(Rule):
         object.__setattr__(self, "beta", check_not_negative("beta", self.beta))
 
     def _formula(self, xp: Any, n: Any) -> Any:
-        return self.norm / (n + self.beta)
+        return Fraction(self.norm, self.beta, 1.0).at(xp, n)
 
 
 @dataclass(frozen=True)
-class Smoothness(Rule):
+class Smoothness(Formula):
     r"""The step that an (L0, L1)-smooth function allows, whatever the learning rate η.
 
     .. math:: c(n) = \frac{1}{\eta\,(L_0 + L_1 n)}, \qquad
@@ -222,23 +243,24 @@ class Smoothness(Rule):
         object.__setattr__(self, "lr", check_positive("lr", self.lr))
 
     def _formula(self, xp: Any, n: Any) -> Any:
-        growth = self.L1 * n
-        coefficient = 1.0 / (self.lr * (self.L0 + growth))
+        fraction = Fraction(1.0, self.L0, self.L1, self.lr)
+        coefficient = fraction.at(xp, n)
         if not self.exact:
             return coefficient
         # ln(1 + r)/(L1 n) = ln(1 + r)/r · 1/(L0 + L1 n) with r = L1 n/(L0 + L1 n), whose limits are 0, where the factor is 1, and 1.
-        ratio = xp.where(growth == math.inf, 1.0, growth / (self.L0 + growth))
+        ratio = fraction.share(xp, n)
         return coefficient * xp.where(ratio == 0.0, 1.0, xp.log1p(ratio) / ratio)
 
 
 @dataclass(frozen=True)
-class DescentLimit(Rule):
+class DescentLimit(Formula):
     r"""A limit T on the descent that a step predicts: u·g for the update u and the gradient g, times the learning rate.
 
     .. math:: c = \min\Big(1, \frac{T}{u \cdot g}\Big)
 
-    is what to multiply the learning rate by. Where u·g is not positive, or NaN, it is 1: no descent is predicted, none is limited. Clipping
-    takes u = g, as in SGD, hence u·g = n². The length of SGD's step, η·min(n, T/n), is not monotone then: it is largest, η√T, at n = √T.
+    is what to multiply the learning rate by. Where u·g is not positive it is 1: no descent is predicted, none is limited. NaN gives NaN, as
+    for all rules. Clipping takes u = g, as in SGD, hence u·g = n². The length of SGD's step, η·min(n, T/n), is not monotone then: it is
+    largest, η√T, at n = √T.
 
     Attributes:
         limit: T > 0, in the unit of the loss per unit of the learning rate.
@@ -277,18 +299,5 @@ class DescentLimit(Rule):
         return xp.where(n > self.limit, self.limit / n, 1.0)
 
     def _of_norm(self, xp: Any, n: Any) -> Any:
-        # In this order, as the square may overflow.
-        return xp.where(n * n > self.limit, self.limit / n / n, 1.0)
-
-
-def evaluate(formula: Callable[[Any, Any], Any], scalar: Scalar) -> Scalar:
-    """A formula of the functions of numpy or torch and a scalar, in the scalar's type."""
-    found: Any
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(scalar, torch.Tensor):
-        found = formula(torch, scalar)
-    else:
-        with np.errstate(all="ignore"):  # quotients by 0 are infinite, as in torch
-            found = np.asarray(formula(np, np.asarray(scalar)[()]))
-        found = found.astype(scalar.dtype)[()] if isinstance(scalar, np.generic) else float(found)
-    return cast("Scalar", found)
+        # Without squares, which overflow where the quotients do not.
+        return xp.where(self.limit / n < n, self.limit / n / n, 1.0)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from normclip._collect import Tensors, check_positive
+from normclip._formulas import Scalar, evaluate, square, times
 from normclip.products import dot
-from normclip.rules import Scalar, evaluate
+from normclip.theory._wide import wide
 
 
 def predicted_descent(updates: Tensors, gradients: Tensors, lr: float) -> Any:
@@ -37,7 +37,7 @@ def predicted_descent(updates: Tensors, gradients: Tensors, lr: float) -> Any:
         >>> predicted_descent(np.sign(gradient), gradient, lr=0.5)
         3.5
     """
-    return lr * dot(updates, gradients)
+    return evaluate(lambda xp, inner: times(xp, inner, lr), dot(updates, gradients))
 
 
 def sgd_descent(norm: Scalar, lr: float) -> Scalar:
@@ -54,7 +54,7 @@ def sgd_descent(norm: Scalar, lr: float) -> Scalar:
         >>> sgd_descent(5.0, lr=0.1)
         2.5
     """
-    return evaluate(lambda _, n: lr * n * n, norm)
+    return evaluate(lambda xp, n: square(xp, n, lr), norm)
 
 
 def sign_descent(l1: Scalar, lr: float) -> Scalar:
@@ -79,7 +79,7 @@ def sign_descent(l1: Scalar, lr: float) -> Scalar:
         >>> sign_descent(7.0, lr=0.5)
         3.5
     """
-    return evaluate(lambda _, n: lr * n, l1)
+    return evaluate(lambda xp, n: times(xp, n, lr), l1)
 
 
 def rate_scaling(elements: float, reference_elements: float) -> float:
@@ -103,4 +103,6 @@ def rate_scaling(elements: float, reference_elements: float) -> float:
         >>> rate_scaling(4_000_000, 1_000_000)
         0.5
     """
-    return math.sqrt(check_positive("reference_elements", reference_elements) / check_positive("elements", elements))
+    reference, number = check_positive("reference_elements", reference_elements), check_positive("elements", elements)
+    with wide(reference, number) as (known, wanted):
+        return float((known / wanted).sqrt())

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TypeAlias
 
-from normclip.rules import Scalar, evaluate
+from normclip._formulas import Scalar, evaluate, square
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +35,7 @@ def implicit_penalty(norm: Scalar, lr: float) -> Scalar:
         >>> implicit_penalty(2.0, lr=0.1)
         0.1
     """
-    return evaluate(lambda _, n: 0.25 * lr * n * n, norm)
+    return evaluate(lambda xp, n: square(xp, n, 0.25 * lr), norm)
 
 
 def explicit_penalty(loss: torch.Tensor, parameters: torch.Tensor | Iterable[torch.Tensor], strength: float) -> torch.Tensor:

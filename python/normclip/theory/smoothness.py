@@ -10,13 +10,18 @@ Two things that are often said of such functions are not quite true; :func:`grad
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from normclip._collect import check_not_negative, check_positive
+from normclip.theory._wide import wide
 
 
 def gradient_bound(L0: float, L1: float, norm: float, distance: float) -> float:
@@ -48,8 +53,10 @@ def gradient_bound(L0: float, L1: float, norm: float, distance: float) -> float:
         >>> gradient_bound(L0=16.0, L1=1.0, norm=0.0, distance=3.0) > 4 * 3.0**3 > 16.0 * 3.0
         True
     """
-    curvature, t = _curvature(L0, L1, norm, distance)
-    return curvature * distance * (_expm1(t) / t if t > 0.0 else 1.0)
+    with _on_the_way(L0, L1, norm, distance) as (curvature, d, t):
+        # (eᵗ − 1)/t, where that would cancel by its series.
+        share = (t.exp() - 1) / t if t > _SHORT else 1 + t / 2 + t * t / 6
+        return float(curvature * d * share) if curvature else 0.0
 
 
 def descent_bound(L0: float, L1: float, norm: float, distance: float) -> float:
@@ -82,27 +89,22 @@ def descent_bound(L0: float, L1: float, norm: float, distance: float) -> float:
         >>> round(descent_bound(L0=1.0, L1=1.0, norm=0.0, distance=1.0), 3)
         0.718
     """
-    curvature, t = _curvature(L0, L1, norm, distance)
-    if t > 0.5:
-        # φ(t)/t²; the quotients in turn, as t² may overflow where the bound is infinite anyway.
-        share = (_expm1(t) - t) / t / t
-    else:  # where eᵗ − 1 and t would cancel: 1/2! + t/3! + t²/4! + …
-        share = 0.0
-        for k in range(16, 1, -1):
-            share = share * t + 1.0 / math.factorial(k)
-    return curvature * distance * distance * share
+    with _on_the_way(L0, L1, norm, distance) as (curvature, d, t):
+        # φ(t)/t², likewise.
+        share = (t.exp() - t - 1) / t / t if t > _SHORT else (1 + t / 3 + t * t / 12) / 2
+        return float(curvature * d * d * share) if curvature else 0.0
 
 
-def _curvature(L0: float, L1: float, norm: float, distance: float) -> tuple[float, float]:
-    L0, L1 = check_not_negative("L0", L0), check_not_negative("L1", L1)
-    return L0 + L1 * check_not_negative("norm", norm), L1 * check_not_negative("distance", distance)
+_SHORT = Decimal("1e-8")
+"""From here on 50 digits are enough for what cancels, and before it three terms of a series."""
 
 
-def _expm1(t: float) -> float:
-    try:
-        return math.expm1(t)
-    except OverflowError:
-        return math.inf
+@contextmanager
+def _on_the_way(L0: float, L1: float, norm: float, distance: float) -> Iterator[tuple[Decimal, Decimal, Decimal]]:
+    """L0 + L1·n, d and L1·d, to compute with. Without curvature nothing changes, however far e to the L1·d is out of reach."""
+    given = {"L0": L0, "L1": L1, "norm": norm, "distance": distance}
+    with wide(*(check_not_negative(name, value) for name, value in given.items())) as (l0, l1, n, d):
+        yield l0 + l1 * n, d, l1 * d
 
 
 class ClipChoice(NamedTuple):
@@ -137,9 +139,8 @@ def clipped_gd(L0: float, L1: float) -> ClipChoice:
         >>> clipped_gd(L0=16.0, L1=1.0)
         ClipChoice(lr=0.00625, max_norm=16.0)
     """
-    lr = 1.0 / (10.0 * check_positive("L0", L0))
-    L1 = check_not_negative("L1", L1)
-    return ClipChoice(lr, min(1.0, 0.1 / L1 if L1 > 0.0 else 1.0) / lr)
+    with wide(check_positive("L0", L0), check_not_negative("L1", L1)) as (l0, l1):
+        return ClipChoice(float(1 / (10 * l0)), float(10 * l0 / max(Decimal(1), 10 * l1)))
 
 
 def fixed_gd(L0: float, L1: float, max_gradient: float) -> float:
@@ -163,8 +164,9 @@ def fixed_gd(L0: float, L1: float, max_gradient: float) -> float:
         >>> fixed_gd(L0=16.0, L1=1.0, max_gradient=484.0)
         0.001
     """
-    growth = check_not_negative("max_gradient", max_gradient) * check_not_negative("L1", L1)
-    return 1.0 / (2.0 * (growth + check_positive("L0", L0)))
+    norm, L1 = check_not_negative("max_gradient", max_gradient), check_not_negative("L1", L1)
+    with wide(check_positive("L0", L0), L1, norm) as (l0, l1, n):
+        return float(1 / (2 * (n * l1 + l0)))
 
 
 def clipped_sgd(L0: float, L1: float, noise: float, steps: int) -> ClipChoice:
@@ -197,11 +199,9 @@ def clipped_sgd(L0: float, L1: float, noise: float, steps: int) -> ClipChoice:
         ClipChoice(lr=0.01, max_norm=6.25)
     """
     L0, L1, noise = check_positive("L0", L0), check_positive("L1", L1), check_not_negative("noise", noise)
-    limits = [1.0 / (20.0 * L0), 1.0 / math.sqrt(check_positive("steps", steps))]
-    if noise > 0.0:
-        limits.append(1.0 / (128.0 * L1 * noise))
-    lr = min(limits)
-    return ClipChoice(lr, 1.0 / (16.0 * lr * L1))
+    with wide(L0, L1, noise, check_positive("steps", steps)) as (l0, l1, tau, count):
+        inverse = max(20 * l0, 128 * l1 * tau, count.sqrt())
+        return ClipChoice(float(1 / inverse), float(inverse / (16 * l1)))
 
 
 def fixed_sgd(L1: float, max_gradient: float, noise: float, steps: int) -> float:
@@ -231,8 +231,9 @@ def fixed_sgd(L1: float, max_gradient: float, noise: float, steps: int) -> float
         >>> fixed_sgd(L1=1.0, max_gradient=99.0, noise=1.0, steps=100)
         0.01
     """
-    growth = check_not_negative("L1", L1) * (check_not_negative("max_gradient", max_gradient) + check_not_negative("noise", noise))
-    return min(1.0 / math.sqrt(check_positive("steps", steps)), 1.0 / growth if growth > 0.0 else math.inf)
+    L1, norm, noise = check_not_negative("L1", L1), check_not_negative("max_gradient", max_gradient), check_not_negative("noise", noise)
+    with wide(L1, norm, noise, check_positive("steps", steps)) as (l1, n, tau, count):
+        return float(1 / max(count.sqrt(), l1 * (n + tau)))
 
 
 @dataclass(frozen=True)
@@ -295,8 +296,14 @@ def fit_l0_l1(smoothness: npt.ArrayLike, norms: npt.ArrayLike, quantile: float =
         raise ValueError("there is no point with finite smoothness and norm: measure some first")
     if min(curvatures.min(), n.min()) < 0.0:
         raise ValueError("smoothness or a norm is negative: pass numbers that are not")
-    L1 = _flattest(curvatures, n, quantile)
-    return SmoothnessFit(_intercept(curvatures - L1 * n, quantile), L1, *_log_log(curvatures, n))
+    # In units of a power of two near the largest of each, so that no sum overflows, and nothing is rounded.
+    unit, unit_n = (math.frexp(values.max())[1] for values in (curvatures, n))
+    scaled, scaled_n = np.ldexp(curvatures, -unit), np.ldexp(n, -unit_n)
+    L1 = _flattest(scaled, scaled_n, quantile)
+    L0 = _intercept(scaled - L1 * scaled_n, quantile)
+    with np.errstate(over="ignore"):
+        L0, L1 = float(np.ldexp(L0, unit)), float(np.ldexp(L1, unit - unit_n))
+    return SmoothnessFit(L0, L1, *_log_log(curvatures, n))
 
 
 def _covered(count: int, quantile: float) -> int:
@@ -325,11 +332,11 @@ def _flattest(curvatures: npt.NDArray[np.float64], n: npt.NDArray[np.float64], q
             change -= n[pivot] * (len(below) - weight * len(above))
         return bool(change < -1e-12 * n.sum())
 
-    low, high = 0.0, float((curvatures[n > 0.0] / n[n > 0.0]).max(initial=0.0))
+    with np.errstate(over="ignore"):
+        low, high = 0.0, min(float((curvatures[n > 0.0] / n[n > 0.0]).max(initial=0.0)), sys.float_info.max)
     if not falls(low):
         return low
-    for _ in range(200):
-        middle = 0.5 * (low + high)
+    while low < (middle := 0.5 * low + 0.5 * high) < high:
         low, high = (middle, high) if falls(middle) else (low, middle)
     return high
 

@@ -14,14 +14,34 @@ use crate::extract::{Exported, Extractor};
 use crate::names::Names;
 use crate::threads::team;
 
-/// A parameter: its group and its place there, the tensor, its gradient and its momentum buffer, if there is one.
-type Member<'py> = (usize, usize, Bound<'py, PyAny>, Bound<'py, PyAny>, Option<Bound<'py, PyAny>>);
+/// A parameter: its group and its place there, the tensor, its gradient, its momentum buffer, if there is one, and whether that is new.
+type Member<'py> = (usize, usize, Bound<'py, PyAny>, Bound<'py, PyAny>, Option<Bound<'py, PyAny>>, bool);
+
+/// The settings of a group, `Settings` in Python.
+#[derive(FromPyObject)]
+struct Settings {
+    lr: f64,
+    momentum: f64,
+    dampening: f64,
+    weight_decay: f64,
+    nesterov: bool,
+    maximize: bool,
+}
+
+impl Settings {
+    /// The numbers of a step. A new buffer, of zeros, takes all of the first direction, however it is dampened.
+    fn numbers(&self, coefficient: f64, new: bool) -> Descend {
+        let &Self { lr, momentum, dampening, weight_decay, nesterov, maximize } = self;
+        let (coefficient, dampening) = (if maximize { -coefficient } else { coefficient }, if new { 0.0 } else { dampening });
+        Descend { coefficient, lr, momentum, dampening, nesterov, weight_decay }
+    }
+}
 
 /// The memory of all of them. Everything about them is checked when it is made, so that no step fails halfway.
 #[pyclass(frozen, module = "normclip._core")]
 pub(crate) struct Descent {
-    /// The group of each parameter.
-    groups: Vec<usize>,
+    /// The group of each parameter, and whether its buffer is new.
+    places: Vec<(usize, bool)>,
     /// Parameters and buffers.
     written: Vec<Py<PyAny>>,
     #[expect(dead_code, reason = "held for their references")]
@@ -51,14 +71,10 @@ impl Descent {
         Ok(py.detach(|| norm(&self.gradients, 2.0, team)))
     }
 
-    /// Takes a step with the gradients times the coefficient. Learning rate, momentum, whether it is Nesterov's, and weight decay are those of
-    /// each parameter's group. Returns the tensors that were written.
-    fn step_<'py>(&self, py: Python<'py>, coefficient: f64, settings: Vec<(f64, f64, bool, f64)>) -> PyResult<Bound<'py, PyList>> {
-        let numbers = |group: &usize| {
-            let &(lr, momentum, nesterov, weight_decay) = settings.get(*group)?;
-            Some(Descend { coefficient, lr, momentum, nesterov, weight_decay })
-        };
-        let Some(numbers) = self.groups.iter().map(numbers).collect::<Option<Vec<_>>>() else {
+    /// Takes a step with the gradients times the coefficient, by the settings of each parameter's group. Returns the tensors that were written.
+    fn step_<'py>(&self, py: Python<'py>, coefficient: f64, settings: Vec<Settings>) -> PyResult<Bound<'py, PyList>> {
+        let numbers = |&(group, new): &(usize, bool)| Some(settings.get(group)?.numbers(coefficient, new));
+        let Some(numbers) = self.places.iter().map(numbers).collect::<Option<Vec<_>>>() else {
             return Err(PyValueError::new_err(format!("settings of {} groups, and there are more", settings.len())));
         };
         let team = team(py)?;
@@ -75,7 +91,7 @@ impl Descent {
         let mut extractor = if anywhere { extractor.anywhere() } else { extractor };
         let (mut gradients, mut triples) = (Vec::with_capacity(members.len()), Vec::with_capacity(members.len()));
         let (mut written, mut read, mut owners) = (Vec::with_capacity(2 * members.len()), Vec::with_capacity(members.len()), Vec::new());
-        for (index, (_, _, parameter, gradient, buffer)) in (0..).step_by(3).zip(members) {
+        for (index, (_, _, parameter, gradient, buffer, _)) in (0..).step_by(3).zip(members) {
             // A flag of torch's that memory does not show; gradients of complex numbers' parts have it.
             let negative = gradient.call_method0(intern!(py, "is_neg"))?.is_truthy()?;
             let gradient = if negative { &gradient.call_method0(intern!(py, "resolve_neg"))? } else { gradient };
@@ -93,12 +109,13 @@ impl Descent {
             read.push(gradient.clone().unbind());
         }
         let fault = |error: TensorError| {
-            let (_, _, parameter, gradient, buffer) = &members[error.index / 3];
+            let (_, _, parameter, gradient, buffer, _) = &members[error.index / 3];
             names.fault(error, [parameter, buffer.as_ref().unwrap_or(parameter), gradient][error.index % 3])
         };
         let updates = Arc::new(Updates::new(triples).map_err(fault)?);
         let gradients = Arc::new(Tensors::new(gradients, Access::Read).map_err(fault)?);
-        Ok(Self { groups: members.iter().map(|(group, ..)| *group).collect(), written, read, owners, gradients, updates })
+        let places = members.iter().map(|(group, .., new)| (*group, *new)).collect();
+        Ok(Self { places, written, read, owners, gradients, updates })
     }
 }
 

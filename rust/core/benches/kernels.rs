@@ -36,7 +36,7 @@ fn descend<E: Element>(c: &mut Criterion, dtype: &str, momentum: f64) {
     let (name, passes) = if momentum == 0.0 { ("descend", 3) } else { ("descend_momentum", 5) };
     let mut group = c.benchmark_group(name);
     group.throughput(Throughput::Bytes(passes * size_of_val(gradients.as_slice()) as u64));
-    let numbers = Descend { coefficient: 0.5, lr: 1e-3, momentum, nesterov: false, weight_decay: 0.0 };
+    let numbers = Descend { coefficient: 0.5, lr: 1e-3, momentum, dampening: 0.0, nesterov: false, weight_decay: 0.0 };
     for isa in Isa::available() {
         group.bench_function(BenchmarkId::new(dtype, isa.name()), |b| {
             b.iter(|| {

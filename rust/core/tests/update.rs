@@ -39,7 +39,7 @@ fn step(triples: &[Triple], numbers: Descend, team: Team) {
 
 /// The new parameter and the new buffer.
 fn expected(dtype: Dtype, numbers: Descend, [x, v, g]: [f64; 3], momentum: bool) -> [f64; 2] {
-    let Descend { coefficient, lr, momentum: mu, nesterov, weight_decay } = numbers;
+    let Descend { coefficient, lr, momentum: mu, dampening, nesterov, weight_decay } = numbers;
     // Each operation in the type to compute in, f32 for halves.
     let half = matches!(dtype, Dtype::F16 | Dtype::Bf16);
     let r = |value: f64| if half { f64::from(value as f32) } else { value };
@@ -47,7 +47,7 @@ fn expected(dtype: Dtype, numbers: Descend, [x, v, g]: [f64; 3], momentum: bool)
     let times = |a: f64, b: f64| if half { f64::from(a as f32 * b as f32) } else { a * b };
     let decay = if r(weight_decay) == 0.0 { None } else { Some(times(weight_decay, x)) };
     let d = decay.map_or(times(coefficient, g), |decay| add(times(coefficient, g), decay));
-    let v = add(times(mu, v), d);
+    let v = add(times(mu, v), times(1.0 - dampening, d));
     let direction = match (momentum, nesterov) {
         (false, _) => d,
         (true, false) => v,
@@ -70,6 +70,7 @@ fn numbers(random: &mut Random) -> Descend {
         coefficient: [1.0, 0.37, 0.0, 1e-30, f64::NAN][random.below(5)],
         lr: [0.1, 1.0, 1e-3][random.below(3)],
         momentum: [0.9, 0.5, 1.0][random.below(3)],
+        dampening: [0.0, 0.3, 1.0][random.below(3)],
         nesterov: random.below(2) == 0,
         weight_decay: [0.0, 0.01, 1.0][random.below(3)],
     }
@@ -132,7 +133,7 @@ fn model(random: &mut Random) -> Vec<Triple> {
 
 #[test]
 fn every_team_gives_the_same_bits() {
-    let numbers = Descend { coefficient: 1.0 / 3.0, lr: 0.1, momentum: 0.9, nesterov: true, weight_decay: 0.01 };
+    let numbers = Descend { coefficient: 1.0 / 3.0, lr: 0.1, momentum: 0.9, dampening: 0.0, nesterov: true, weight_decay: 0.01 };
     let bits = |team| {
         let triples = model(&mut Random(3));
         (0..3).for_each(|_| step(&triples, numbers, team));
@@ -147,10 +148,17 @@ fn each_parameter_by_its_own_numbers() {
     let ones = || Tensor::dense(Dtype::F32, 40, 0).holding(&[1.0; 40]);
     let triples = [Triple(ones(), None, ones()), Triple(ones(), Some(ones()), ones())];
     let updates = Arc::new(Updates::new(triples.iter().map(Triple::views).collect()).unwrap());
-    let numbers = |member: usize| Descend { coefficient: 0.5, lr: 1.0 + member as f64, momentum: 0.5, nesterov: false, weight_decay: 0.0 };
+    let numbers = |member: usize| Descend {
+        coefficient: 0.5,
+        lr: 1.0 + member as f64,
+        momentum: 0.5,
+        dampening: 0.5,
+        nesterov: false,
+        weight_decay: 0.0,
+    };
     // SAFETY: the tensors are ours.
     unsafe { update(&updates, numbers, alone()) };
-    assert_eq!((triples[0].0.parts(), triples[1].0.parts()), (vec![0.5; 40], vec![-1.0; 40]));
+    assert_eq!((triples[0].0.parts(), triples[1].0.parts()), (vec![0.5; 40], vec![-0.5; 40]));
 }
 
 #[test]

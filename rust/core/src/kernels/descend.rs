@@ -1,4 +1,4 @@
-//! One step of gradient descent: g → v ← μ·v + d and θ ← θ − η·v, where d = c·g + λ·θ.
+//! One step of gradient descent: g → v ← μ·v + (1 − τ)·d and θ ← θ − η·v, where d = c·g + λ·θ.
 //!
 //! Everything is computed in f64, for f16 and bf16 in f32, multiplied and then added, and what is stored is rounded once, to nearest even. NaN
 //! and infinity follow IEEE arithmetic. A term whose factor λ is 0 is left out.
@@ -16,6 +16,8 @@ pub struct Descend {
     pub lr: f64,
     /// The factor μ of the buffer v.
     pub momentum: f64,
+    /// The share τ of d that does not enter the buffer.
+    pub dampening: f64,
     /// Whether θ goes by d + μ·v instead of v.
     pub nesterov: bool,
     /// The factor λ of the parameters.
@@ -71,6 +73,8 @@ struct Step<W> {
     coefficient: W,
     lr: W,
     momentum: W,
+    /// What d is multiplied by to enter the buffer. A factor of 1 leaves every bit of it.
+    share: W,
     nesterov: bool,
     decays: bool,
     weight_decay: W,
@@ -79,9 +83,9 @@ struct Step<W> {
 impl<W: Float> Step<W> {
     #[inline(always)]
     fn of(numbers: Descend) -> Self {
-        let Descend { coefficient, lr, momentum, nesterov, weight_decay } = numbers;
-        let [coefficient, lr, momentum, weight_decay] = [coefficient, lr, momentum, weight_decay].map(W::of);
-        Self { coefficient, lr, momentum, nesterov, decays: weight_decay != W::default(), weight_decay }
+        let Descend { coefficient, lr, momentum, dampening, nesterov, weight_decay } = numbers;
+        let [coefficient, lr, momentum, share, weight_decay] = [coefficient, lr, momentum, 1.0 - dampening, weight_decay].map(W::of);
+        Self { coefficient, lr, momentum, share, nesterov, decays: weight_decay != W::default(), weight_decay }
     }
 
     #[inline(always)]
@@ -91,7 +95,7 @@ impl<W: Float> Step<W> {
             let mut vs = E::load(simd, *buffer);
             for ((x, v), g) in xs.iter_mut().zip(&mut vs).zip(&gs) {
                 let d = self.direction(*x, *g);
-                *v = self.momentum * *v + d;
+                *v = self.momentum * *v + self.share * d;
                 *x = *x - self.lr * if self.nesterov { d + self.momentum * *v } else { *v };
             }
             *buffer = E::store(simd, vs);

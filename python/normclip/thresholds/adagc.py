@@ -1,0 +1,126 @@
+"""AdaGC: each tensor by a moving average of its own norm."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from normclip._collect import Parameters, check_not_negative, check_positive, mark_written
+from normclip.clip_grads import Clipped
+from normclip.rules import Hard
+from normclip.statistics import measure, take_grads
+from normclip.thresholds.policy import Policy, as_norm, check_share
+
+if TYPE_CHECKING:
+    import torch
+
+
+def _count(_: Policy, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 0:
+        raise ValueError(f"is {value!r}, where a number of steps is an integer that is not negative")
+    return int(value)
+
+
+def _norms_of_tensors(policy: Policy, value: Any) -> dict[str, float]:
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise ValueError("is not a dict by the names of tensors")
+    norms = {name: as_norm(policy, norm) for name, norm in value.items()}
+    if not all(norms.values()):
+        raise ValueError("holds a norm of 0, which would keep its tensor at 0 for good")
+    return norms
+
+
+@dataclass(eq=False)
+class AdaGC(Policy):
+    r"""AdaGC: each tensor is clipped to a moving average of its own norm.
+
+    .. math:: g_i \leftarrow h_i\, g_i, \qquad h_i = \min\Big(1, \frac{\lambda \gamma_i}{\|g_i\|}\Big), \qquad
+        \gamma_i \leftarrow \beta \gamma_i + (1 - \beta)\, h_i \|g_i\|
+
+    In the first steps all are clipped together, to a limit :math:`\lambda_\text{abs}` of the norm of all, and :math:`\gamma_i` is the least
+    norm of tensor i after that. A tensor of zeros is passed over, as it would keep its limit at 0 for good; one that has its first gradient
+    after those steps begins with its norm. All norms come from one read, and what is not clipped is not written.
+
+    Args:
+        relative: λ > 0.
+        absolute: The limit :math:`\lambda_\text{abs}` ≥ 0 of the first steps, in the unit of the gradient.
+        beta: β, above 0 and below 1.
+        warmup: How many steps come first, at least 0.
+
+    Raises:
+        ValueError: A number is out of its range.
+
+    References:
+        Wang et al.: AdaGC: Enhancing LLM pretraining stability via adaptive gradient clipping, 2025 (arXiv 2502.11034).
+
+    Example:
+        >>> import torch
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> policy = AdaGC(relative=1.5, absolute=2.0, beta=0.5, warmup=1)
+        >>> for gradient in ([3.0, 4.0], [3.0, 4.0]):
+        ...     weight.grad = torch.tensor(gradient)
+        ...     print(policy.clip_([("weight", weight)]).coefficients, policy.state_dict()["norms"])
+        {'weight': 0.4} {'weight': 2.0}
+        {'weight': 0.6} {'weight': 2.5}
+    """
+
+    relative: float = 1.05
+    absolute: float = 1.0
+    beta: float = 0.98
+    warmup: int = 100
+    _steps: int = field(init=False, repr=False, default=0, metadata={"check": _count})
+    _norms: dict[str, float] = field(init=False, repr=False, default_factory=dict, metadata={"check": _norms_of_tensors})
+
+    def __post_init__(self) -> None:
+        self.relative, self.absolute = check_positive("relative", self.relative), check_not_negative("absolute", self.absolute)
+        self.beta, self.warmup = check_share("beta", self.beta), int(self.warmup)
+        if self.warmup < 0:
+            raise ValueError(f"warmup is {self.warmup}: pass a number that is not negative")
+
+    def clip_(self, parameters: torch.nn.Module | Parameters | Iterable[tuple[str, torch.nn.Parameter]]) -> Clipped:
+        """Clip the gradients in place, and note their norms.
+
+        Args:
+            parameters: A module, parameters, or pairs of name and parameter, as for :func:`normclip.grad_stats`. Norms are remembered by
+                name, so give them in the same way each time; without names by their position.
+
+        Returns:
+            As :func:`normclip.clip_grads_`, with ``stats.per_tensor``. Each tensor is a group: ``coefficients`` has that of each.
+
+        Raises:
+            TypeError: As for :func:`normclip.clip_grad_norm_`.
+            ValueError: A gradient cannot be written, or two parameters have one name. Nothing has changed.
+        """
+        taken, names = take_grads(parameters, writable=True)
+        if len(set(names)) != len(names):
+            raise ValueError("two parameters have the same name: pass each with a name of its own")
+        stats, _, _ = measure(taken, names, per_tensor=True, orders=(), groups=None)
+        assert stats.per_tensor is not None
+        norms = dict(zip(names, stats.per_tensor.l2.tolist(), strict=True))
+
+        first, together = self._steps < self.warmup, Hard(self.absolute).multiplier(stats.l2)
+        coefficients, noted = {}, dict(self._norms)
+        for name, norm in norms.items():
+            before = self._norms.get(name, math.inf)
+            coefficient = coefficients[name] = together if first else Hard(self.relative * before).multiplier(norm)
+            clipped = coefficient * norm
+            if not 0.0 < clipped < math.inf:
+                continue
+            if first or before == math.inf:
+                noted[name] = min(before, clipped)
+            else:
+                noted[name] = self.beta * before + (1.0 - self.beta) * clipped
+        if any(coefficient != 1.0 for coefficient in coefficients.values()):
+            mark_written(taken.scale_each_([None if coefficients[name] == 1.0 else coefficients[name] for name in names]))
+        self._steps, self._norms = self._steps + 1, noted
+        return Clipped(
+            norm=stats.l2,
+            coefficient=together if first else 1.0,
+            coefficients=coefficients,
+            stats=stats,
+            found_inf=stats.nans + stats.infs > 0,  # on any rank
+            skipped=False,
+        )

@@ -1,0 +1,90 @@
+"""AGC: each unit of a layer by its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from normclip._backend import collect_grads
+from normclip._collect import Parameters, check_not_negative, check_positive
+from normclip.statistics import named
+from normclip.thresholds.policy import Policy
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(eq=False)
+class AGC(Policy):
+    r"""Adaptive gradient clipping by units: the gradient of each is limited in proportion to its weights. It remembers nothing.
+
+    .. math:: g_u \leftarrow g_u \cdot \min\Big(1, \frac{\lambda \max(\|W_u\|, \varepsilon)}{\|g_u\|}\Big)
+
+    A unit is what belongs to one index of the first dimension: an output of a linear layer or a convolution, a row of an embedding, but an
+    input of a transposed convolution. Biases and other tensors with one dimension or none are units as a whole. The last layer is best left
+    out, as the authors do.
+
+    This reads weights and gradients once more, with torch's operations. On a device nothing waits, but version counters rise with every
+    call.
+
+    Args:
+        clip: λ ≥ 0.
+        eps: ε > 0, the norm that units of smaller weights are taken to have.
+
+    Raises:
+        ValueError: A number is out of its range.
+
+    References:
+        Brock, De, Smith, Simonyan: High-performance large-scale image recognition without normalization, 2021 (arXiv 2102.06171).
+
+    Example:
+        >>> import torch
+        >>> weight = torch.nn.Parameter(torch.tensor([[3.0, 4.0], [30.0, 40.0]]))
+        >>> weight.grad = torch.tensor([[0.6, 0.8], [0.3, 0.4]])
+        >>> AGC(clip=0.01).clip_([weight])
+        >>> weight.grad
+        tensor([[0.0300, 0.0400],
+                [0.3000, 0.4000]])
+    """
+
+    clip: float = 0.01
+    eps: float = 1e-3
+
+    def __post_init__(self) -> None:
+        self.clip, self.eps = check_not_negative("clip", self.clip), check_positive("eps", self.eps)
+
+    def clip_(self, parameters: torch.nn.Module | Parameters | Iterable[tuple[str, torch.nn.Parameter]]) -> None:
+        """Clip the gradients in place.
+
+        Args:
+            parameters: A module, parameters, or pairs of name and parameter; those without a gradient are passed over.
+
+        Raises:
+            TypeError: As for :func:`normclip.clip_grad_norm_`, or a gradient is sparse.
+            ValueError: A gradient cannot be written. Nothing has changed.
+        """
+        import torch
+
+        pairs = named(parameters)
+        given = {id(parameter): (name, parameter) for name, parameter in pairs if parameter.grad is not None}
+        collect_grads([parameter for _, parameter in given.values()], writable=True)
+        for name, parameter in given.values():
+            if parameter.grad.layout != torch.strided:
+                raise TypeError(f"the gradient of parameter {name} is sparse: leave it out, or make it dense")
+        for _, parameter in given.values():
+            weight, gradient = (torch.view_as_real(x) if x.is_complex() else x for x in (parameter.detach(), parameter.grad.detach()))
+            limits, norms = (_unit_norms(x, whole=parameter.ndim <= 1) for x in (weight, gradient))
+            limits = self.clip * limits.clamp(min=self.eps)
+            within = norms <= limits
+            if not gradient.is_cpu or not bool(within.all()):
+                gradient.mul_(torch.where(within, 1.0, limits / norms).to(torch.promote_types(gradient.dtype, torch.float32)))
+
+
+def _unit_norms(x: torch.Tensor, *, whole: bool) -> torch.Tensor:
+    """The norm of each unit, in the shape that broadcasts; in float64, where the device has it."""
+    import torch
+
+    wide = torch.float32 if x.device.type == "mps" else torch.float64
+    norms: torch.Tensor = torch.linalg.vector_norm(x, dim=tuple(range(0 if whole else 1, x.ndim)), keepdim=True, dtype=wide)
+    return norms
