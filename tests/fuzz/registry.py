@@ -17,7 +17,7 @@ Plant = Callable[[Any], Any]
 """From a function of normclip to one with a bug."""
 
 
-class Mismatch(AssertionError):
+class Mismatch(AssertionError):  # noqa: N818 (it says what is the case)
     """normclip and an oracle differ."""
 
 
@@ -115,19 +115,18 @@ def then_nudge(function: Any) -> Any:
 
 
 def nudge(tensors: list[Any]) -> None:
-    """Change a bit of an element."""
+    """Change an element of the first tensor that has one and can be written."""
     for item in tensors:
-        tensor = item if isinstance(item, np.ndarray) else getattr(item, "grad", item)
-        writable = tensor.flags.writeable if isinstance(tensor, np.ndarray) else isinstance(tensor, torch.Tensor)
-        if (
-            writable
-            and tensor.dtype not in (torch.bool, np.bool_)
-            and getattr(tensor, "device", None) != torch.device("meta")
-            and 0 not in tensor.shape
-        ):
-            index = (0,) * tensor.ndim
+        grad = getattr(item, "grad", None)
+        tensor = item if grad is None else grad
+        if isinstance(tensor, np.ndarray):
+            fits = tensor.flags.writeable and tensor.dtype.kind in "fc"
+        else:
+            fits = isinstance(tensor, torch.Tensor) and tensor.device.type == "cpu"
+        if fits and 0 not in tensor.shape:
+            first = (0,) * tensor.ndim
             with torch.no_grad():
-                tensor[index] = 2.0 if tensor[index] == 1.0 else 1.0
+                tensor[first] = 2.0 if tensor[first] == 1.0 else 1.0
             return
 
 

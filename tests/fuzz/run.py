@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import platform
 import resource
-import sys
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -71,7 +71,7 @@ def fuzz(
     jobs: int | None = None,
     progress: Callable[[Report], None] = lambda report: None,
 ) -> Report:
-    """Run the first cases of a seed, as many as there is time for, or only one."""
+    """Run the first cases of a seed, as many as there is time for, or only one. Ctrl-C ends it with what has been found."""
     report, skip = Report(seed), Counter[str]()
     deadline = None if seconds is None else time.monotonic() + seconds
     tasks = iter([(range(only, only + 1), only)]) if only is not None else _tasks(cases)
@@ -94,6 +94,8 @@ def fuzz(
                 if rest and only is None:
                     workers.append(_Worker(seed, rest, worker.isa, deadline, _left_out(skip)))
             progress(report)
+    except KeyboardInterrupt:
+        return report
     finally:
         for worker in workers:
             worker.process.kill()
@@ -176,6 +178,7 @@ class _Worker:
 
 
 def _work(seed: int, numbers: range, deadline: float | None, skip: frozenset[str], outbox: Connection, current: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to answer
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     counts: Counter[str] = Counter()
@@ -198,4 +201,3 @@ def _work(seed: int, numbers: range, deadline: float | None, skip: frozenset[str
     outbox.send(counts)
     outbox.send(None)
     outbox.close()
-    sys.stdout.flush()

@@ -74,7 +74,7 @@ def shape_of(draw: Draw, size: int) -> tuple[int, ...]:
     """Up to three dimensions that hold as many elements."""
     if size and draw.chance(0.5):
         return (size,)
-    rows = next(rows for rows in draw.shuffled([1, 2, 3, 4, 5, 7]) + [1] if size % rows == 0)
+    rows = next(rows for rows in [*draw.shuffled([1, 2, 3, 4, 5, 7]), 1] if size % rows == 0)
     return draw.pick([(rows, size // rows), (size // rows, 1, rows), (1, rows, size // rows), *([()] if size == 1 else [])])
 
 

@@ -13,10 +13,8 @@ SEED, CASES = 1, 15_000
 
 def test_a_minute_of_fuzzing() -> None:
     report = fuzz(SEED, cases=CASES)
-    shown = "\n".join(
-        f'{failure.check}: {failure.message}\nmake fuzz ARGS="--replay {SEED}:{failure.number}"' for failure in report.failures
-    )
-    assert not report.failures, shown
+    lines = [f'{failure}\nmake fuzz ARGS="--replay {SEED}:{failure.number}"' for failure in report.failures]
+    assert not lines, "\n".join(lines)
     assert report.cases.total() == CASES
     assert set(report.cases) == set(CHECKS), "not every check had its turn"
 

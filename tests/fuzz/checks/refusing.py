@@ -29,7 +29,6 @@ BAD_ITEMS: dict[str, Any] = {
     "sliding windows": lambda: np.lib.stride_tricks.as_strided(np.ones(8), (4, 4), (8, 8)),
     "an expanded tensor": lambda: torch.ones(1).expand(3),
     "a tensor of integers": lambda: torch.ones(3, dtype=torch.int32),
-    "a meta tensor": lambda: torch.ones(3, device="meta"),
     "text": lambda: "text",
     "bytes": lambda: b"1234",
     "None": lambda: None,
@@ -54,7 +53,7 @@ def _then_damage(function: Any) -> Any:
     return wrong
 
 
-@check("refusals", weight=12, plants={name: _then_damage for name in ("scale_", "clip_", "clamp_")})
+@check("refusals", weight=12, plants=dict.fromkeys(("scale_", "clip_", "clamp_"), _then_damage))
 def bad_tensor(draw: Draw) -> None:
     """One of the tensors cannot be taken."""
     made = lots(draw, real=True)
@@ -68,13 +67,13 @@ def bad_tensor(draw: Draw) -> None:
     expect(versions == [tensor._version for tensor in tensors if isinstance(tensor, torch.Tensor)], "a version has risen")
 
 
-@check("refusals", weight=8, plants={name: _then_damage for name in ("clip_grad_norm_", "clip_grad_value_", "clip_grads_")})
+@check("refusals", weight=8, plants=dict.fromkeys(("clip_grad_norm_", "clip_grad_value_", "clip_grads_"), _then_damage))
 def bad_gradient(draw: Draw) -> None:
     """One of the gradients cannot be taken."""
     made = lots(draw, real=True, library="torch")
     items = parameters(draw, made)
     bad = torch.nn.Parameter(torch.ones(2, 3))
-    what = draw.pick(["expanded", "overlapping", "windows", "meta", "text"])
+    what = draw.pick(["expanded", "overlapping", "windows", "text"])
     if what == "expanded":
         bad.grad = torch.ones(1, 3).expand(2, 3)
     elif what == "windows":
@@ -84,9 +83,6 @@ def bad_gradient(draw: Draw) -> None:
         other = torch.nn.Parameter(torch.ones(6))
         bad.grad, other.grad = memory[:6].view(2, 3), memory[2:]
         items.insert(draw.integer(0, len(items)), other)
-    elif what == "meta":
-        bad = torch.nn.Parameter(torch.ones(2, 3, device="meta"))
-        bad.grad = torch.ones(2, 3, device="meta")
     given: list[Any] = list(items)
     given.insert(draw.integer(0, len(items)), type("NoTensor", (), {"grad": "text"})() if what == "text" else bad)
     name, settings = draw.pick([("clip_grad_norm_", (0.25,)), ("clip_grad_value_", (0.25,)), ("clip_grads_", (0.25,))])
@@ -112,7 +108,7 @@ BAD_CALLS: list[tuple[str, tuple[Any, ...]]] = [
 ]
 
 
-@check("refusals", weight=4, plants={name: _then_damage for name in ("clip_", "scale_", "clamp_")} | {"total_norm": swallow})
+@check("refusals", weight=4, plants=dict.fromkeys(("clip_", "scale_", "clamp_"), _then_damage) | {"total_norm": swallow})
 def bad_argument(draw: Draw) -> None:
     made = lots(draw, real=True)
     name, arguments = draw.pick(BAD_CALLS)

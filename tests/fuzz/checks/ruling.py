@@ -72,7 +72,7 @@ def clip_by_rule(draw: Draw) -> None:
     bounds = (float(exact * (1 - 1e-11)), float(exact * (1 + 1e-11)))
     for each, values in zip(made, before, strict=True):
         low, high = (oracles.scaled(values, each.dtype, bound) for bound in bounds)
-        within = oracles.between(each.array(), low, high) or abs(exact - 1) < 1e-11 and each.untouched
+        within = oracles.between(each.array(), low, high) or (abs(exact - 1) < 1e-11 and each.untouched)
         expect(within, f"{values!r} by {rule!r} became {each.array()!r}, not from {low!r} to {high!r}")
 
 

@@ -69,7 +69,8 @@ def overlaps(draw: Draw) -> None:
         kind, view = views[place]
         copy = np.ndarray(view.shape, kind, expected, view.__array_interface__["data"][0] - base, view.strides)
         with np.errstate(all="ignore"):
-            copy *= copy.dtype.type(2.0)  # no rounding but to infinity; NaN keeps its payload or not
+            for numbers in _numbers(copy):
+                numbers *= numbers.dtype.type(2.0)
     tensors = [view for _, view in views]
     described = [(kind, view.shape, view.strides, view.__array_interface__["data"][0] - base) for kind, view in views]
     try:
@@ -88,9 +89,13 @@ def _numbers_alike(memory: bytearray, expected: bytearray, views: list[tuple[str
     for kind, view in views:
         for buffer in (found, wanted):
             part = np.ndarray(view.shape, kind, buffer, view.__array_interface__["data"][0] - base, view.strides)
-            for numbers in (part.real, part.imag) if np.iscomplexobj(part) else (part,):
+            for numbers in _numbers(part):
                 numbers[np.isnan(numbers)] = math.nan
     return found == wanted
+
+
+def _numbers(array: np.ndarray) -> list[np.ndarray]:
+    return [array.real, array.imag] if np.iscomplexobj(array) else [array]
 
 
 @check("overlaps", weight=5, plants={"total_norm": lambda function: lambda tensors, order=2.0: function(tensors[:1], order)})
