@@ -127,7 +127,7 @@ def coefficients(limit: float, norm: float, epsilon: float = 0.0) -> tuple[float
 
     if math.isnan(norm):
         return (1.0, 1.0) if limit == math.inf else (math.nan, math.nan)
-    slack = TOLERANCE * norm + (TINY if norm <= 2 * _NORMAL else 0.0) if norm < math.inf else 0.0
+    slack = TOLERANCE * norm + (TINY if norm <= 2 * _NORMAL else 0.0) if 0.0 < norm < math.inf else 0.0
     low, high = at(norm + slack), at(max(norm - slack, 0.0))
     # Sum and quotient are rounded, in any direction.
     low = low if low == 1.0 else max(0.0, low * (1 - 4 * _EPSILON) - TINY)
@@ -140,17 +140,14 @@ def wrongly_clipped(each: Lot, before: np.ndarray, bounds: tuple[float, float]) 
     after = each.array().copy()
     if low == 1.0 and not each.untouched:
         return "it was written though nothing had to be clipped"
+    if high == 1.0 and each.untouched:
+        return None
     if not between(after, scaled(before, each.dtype, low), scaled(before, each.dtype, high)):
         return f"it is {after!r} and was {before!r}: the coefficient is from {low!r} to {high!r}"
-    return wrongly_placed(each, before)
+    return wrongly_placed(each)
 
 
-def wrongly_placed(each: Lot, before: np.ndarray) -> str | None:
+def wrongly_placed(each: Lot) -> str | None:
     """Whether memory around a tensor was written: with the old elements put back, all is as it was."""
-    put(each, before)
+    each.restore()
     return None if each.untouched else "memory around it was written"
-
-
-def put(each: Lot, values: np.ndarray) -> None:
-    """Write elements into a tensor."""
-    each.tensor[...] = torch.from_numpy(np.array(values)) if isinstance(each.tensor, torch.Tensor) else values

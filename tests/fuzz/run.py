@@ -25,12 +25,12 @@ BLOCK = 20_000
 """Cases that a process takes on; it starts in some seconds."""
 
 HANGS = 20.0
-"""Seconds without an answer, after which a case counts as hung. Others take milliseconds."""
+"""Seconds of the CPU's time, and ten times as many of ours, after which a case counts as hung. Others take milliseconds."""
 
 MEMORY = 32 * 2**30
 """Bytes of address space, so that sizes that are believed do not take the machine down."""
 
-STARTS = 300.0
+STARTS = 600.0
 """Seconds that a process may take to import torch and reach its first case."""
 
 KILLS = 2
@@ -123,7 +123,7 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.inbox, outbox = context.Pipe(duplex=False)
         self.current = context.Value("q", -1, lock=False)
-        self.done, self.seen, self.since = False, -1, time.monotonic()
+        self.done, self.seen, self.since, self.cpu_since = False, -1, time.monotonic(), 0.0
         sets = instruction_sets()
         before = os.environ.get("NORMCLIP_ISA")
         os.environ["NORMCLIP_ISA"] = sets[isa % len(sets)]
@@ -150,13 +150,16 @@ class _Worker:
         except EOFError:
             return True
         if self.current.value != self.seen:
-            self.seen, self.since = self.current.value, time.monotonic()
+            self.seen, self.since, self.cpu_since = self.current.value, time.monotonic(), _cpu_seconds(self.process.pid)
         return self.hangs
 
     @property
     def hangs(self) -> bool:
         """Whether it has been at a case for too long."""
-        return time.monotonic() - self.since > (HANGS if self.seen >= 0 else STARTS)
+        waited = time.monotonic() - self.since
+        if self.seen < 0:
+            return waited > STARTS
+        return waited > 10 * HANGS or (waited > HANGS and _cpu_seconds(self.process.pid) - self.cpu_since > HANGS)
 
     def bury(self, report: Report, kills: Counter[str]) -> range | None:
         """End it. If it did not reach its end itself, note the case that it was at, and return the numbers that are left."""
@@ -172,9 +175,18 @@ class _Worker:
         check, _ = draw_of(self.seed, number)
         kills[check.name] += 1
         report.cases[check.name] += 1
-        how = f"no answer for {HANGS:.0f} s" if hung else f"the process died with exit code {self.process.exitcode}"
+        how = "it did not end" if hung else f"the process died with exit code {self.process.exitcode}"
         report.failures.append(Failure(number, check.name, how))
         return self.numbers[self.numbers.index(number) + 1 :]
+
+
+def _cpu_seconds(pid: int | None) -> float:
+    """What a process has used of the CPU so far; 0 if it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _work(seed: int, numbers: range, deadline: float | None, skip: frozenset[str], outbox: Connection, current: Any) -> None:

@@ -22,10 +22,15 @@ class Lot:
 
     def __post_init__(self) -> None:
         self.before = raw(self.memory)
+        self._elements = self.tensor.copy() if isinstance(self.tensor, np.ndarray) else self.tensor.clone()
 
     @property
     def untouched(self) -> bool:
         return raw(self.memory) == self.before
+
+    def restore(self) -> None:
+        """Put the old elements back, and nothing else."""
+        self.tensor[...] = self._elements
 
     def array(self) -> np.ndarray:
         """The elements as they are now, in the order of their indices."""
