@@ -5,7 +5,7 @@ PYTHON ?= python3
 SOURCES := pyproject.toml README.md Cargo.toml Cargo.lock $(shell find rust python -type f -not -path '*/__pycache__/*')
 
 .DEFAULT_GOAL := help
-.PHONY: help install bench bench-gpu studies test lint format kernels clean
+.PHONY: help install bench bench-gpu studies test fuzz sanitize lint format kernels clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -24,6 +24,12 @@ studies: install  ## Put the theory of clipping to the test, with plots and JSON
 test: install  ## Run all tests: the Rust core, then Python against the installed wheel
 	cargo test --workspace --quiet
 	$(BIN)/python -m pytest --quiet $(ARGS)
+
+fuzz: install  ## Compare random calls with exact oracles; ARGS="--minutes 10 --seed 1", or "--replay SEED:NUMBER" for one of them
+	PYTHONPATH=tests $(BIN)/python -m fuzz $(ARGS)
+
+sanitize: install  ## Run the tests under AddressSanitizer, ThreadSanitizer, valgrind and Miri, those that are installed
+	bash tests/sanitize/run
 
 lint: install  ## Check format, lints, types and stubs; warnings are errors
 	$(BIN)/ruff check python tests benches

@@ -168,7 +168,7 @@ def raw(tensor: Any) -> bytes:
         return bytes(tensor)
     if isinstance(tensor, np.ndarray):
         return tensor.tobytes()
-    return bytes(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return bytes(tensor.detach().clone(memory_format=torch.contiguous_format).reshape(-1).view(torch.uint8).numpy())
 
 
 def as_array(tensor: Any) -> np.ndarray:
