@@ -154,6 +154,9 @@ def test_what_capsules_describe(described: dict[str, Any], version: tuple[int, i
     producer = Producer(FOUR, version=version, **described)
     assert normclip.total_norm(producer) == 5.0
     assert producer.arguments == {"max_version": (1, 0)}
+    if version is not None:
+        normclip.scale_(producer, 1.0)
+        assert producer.arguments == {"max_version": (1, 0), "copy": False}
 
 
 def test_scalars_and_empty_tensors_of_other_producers() -> None:
@@ -177,7 +180,7 @@ def test_devices_in_capsules_are_believed_over_promises() -> None:
         def __dlpack_device__(self) -> tuple[int, int]:
             return (1, 0)
 
-    with pytest.raises(TypeError, match=r"tensors\[0\] is on device 2:1, and normclip reads CPU memory"):
+    with pytest.raises(TypeError, match=r"tensors\[0\] is on device 2:1, .* normclip reads CPU memory: pass torch\.from_dlpack of it"):
         normclip.total_norm(Liar(FOUR, device=(2, 1)))
 
 
@@ -186,12 +189,35 @@ def test_other_major_versions_are_refused() -> None:
         normclip.total_norm(Producer(FOUR, version=(2, 0)))
 
 
-def test_flags_other_than_read_only_do_not_matter() -> None:
+def test_flags_other_than_read_only_and_copied_do_not_matter() -> None:
     array = np.array([3.0, 4.0], np.float32)
-    normclip.scale_(Producer(array, flags=0b110), 0.5)
+    normclip.scale_(Producer(array, flags=0b1100), 0.5)
     assert array.tolist() == [1.5, 2.0]
     with pytest.raises(ValueError, match="read-only"):
-        normclip.scale_(Producer(array, flags=0b111), 0.5)
+        normclip.scale_(Producer(array, flags=0b1101), 0.5)
+
+
+def test_copies_are_read_and_not_written() -> None:
+    array = np.array([3.0, 4.0], np.float32)
+    for change in (lambda given: normclip.scale_(given, 0.5), lambda given: normclip.clip_(given, 1.0)):
+        with pytest.raises(ValueError, match=r"tensors\[1\] exports a copy of its elements, .* pass what shares its memory"):
+            change([array, Producer(array, flags=0b010)])
+    assert array.tolist() == [3.0, 4.0]
+    assert normclip.total_norm(Producer(array, flags=0b010)) == 5.0
+    assert normclip.clip_(Producer(array, flags=0b010), math.inf) == 5.0
+
+
+def test_producers_that_would_have_to_copy_are_read_and_not_written() -> None:
+    class Copies(Relay):
+        def __dlpack__(self, *, copy: bool | None = None, **arguments: Any) -> Any:
+            if copy is False:
+                raise BufferError("not without a copy")
+            return self.array.copy().__dlpack__(**arguments)
+
+    array = np.array([3.0, 4.0])
+    assert normclip.total_norm(Copies(array)) == 5.0
+    with pytest.raises(TypeError, match=r"tensors\[0\] gives no access to its memory \(not without a copy\)"):
+        normclip.scale_(Copies(array), 0.5)
 
 
 def test_jax_arrays_are_measured_and_not_written() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from normclip._backend import NORMS, together
 from normclip._collect import Parameters, mark_written
-from normclip.rules import Rule, as_rule
+from normclip.rules import Hard, Rule, as_rule
 from normclip.statistics import Groups, Stats, check_groups, measure, take_grads
 
 if TYPE_CHECKING:
@@ -128,6 +128,8 @@ def clip_grads_(
 
     coefficient = coefficient_of(stats.moments, rule)
     coefficients = {group: coefficient_of(moments, rules.get(group)) for group, moments in stats.groups.items()}
+    if not all(isinstance(each, Hard) for each in (rule, *rules.values()) if each is not None):
+        taken.check_unchanged()  # the rules may be anybody's
     if coefficient != 1.0:
         mark_written(taken.scale_(coefficient))
     elif any(coefficient != 1.0 for coefficient in coefficients.values()):

@@ -49,8 +49,9 @@ def total_norm(tensors: Tensors, ord: float = 2.0) -> torch.Tensor | float:
         >>> total_norm(np.array([3.0, -4.0]), ord=1)
         7.0
     """
+    ord = check_order("ord", ord)
     taken = collect(tensors)
-    return as_given(taken.norm(check_order("ord", ord)), taken)
+    return as_given(taken.norm(ord), taken)
 
 
 def get_total_norm(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from normclip import clip, norms
 from normclip._backend import listed
-from normclip._collect import Parameters
+from normclip._collect import Parameters, import_torch
 
 if TYPE_CHECKING:
     import torch
@@ -44,8 +44,7 @@ class Patch:
 
     def __enter__(self) -> Patch:
         global _active
-        import torch
-
+        torch = import_torch()
         with _lock:
             if not _active:
                 _replaced.update({name: getattr(torch.nn.utils, name) for name in _NAMES})
