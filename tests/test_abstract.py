@@ -113,7 +113,7 @@ def test_wrappers_are_clipped() -> None:
     assert (first.tolist(), second.tolist()) == ([0.5, 0.0], [0.5])
     statistics = normclip.stats([wrapped, second], per_tensor=True)
     assert (statistics.count, statistics.zeros, statistics.l1) == (3, 1, 1.0)
-    assert normclip.dot([wrapped, second], [first, Elsewhere(second)]).item() == pytest.approx(0.5)
+    assert float(normclip.dot([wrapped, second], [first, Elsewhere(second)])) == pytest.approx(0.5)
 
 
 def test_equal_wrappers_are_not_the_same() -> None:
@@ -123,6 +123,7 @@ def test_equal_wrappers_are_not_the_same() -> None:
     assert [tensor.elements.item() for tensor in wrapped] == pytest.approx([0.6, 0.8])
 
 
+@pytest.mark.skipif(not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"), reason="this torch exports the memory behind it")
 def test_what_cannot_be_written_leaves_the_others_alone() -> None:
     first, last = torch.tensor([3.0]), torch.tensor([4.0])
     with pytest.raises(NotImplementedError, match="no copy_"):

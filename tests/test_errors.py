@@ -375,7 +375,7 @@ class Broken:
 
 
 def consumed_capsule() -> Any:
-    capsule = np.ones(3).__dlpack__(max_version=(1, 0))
+    capsule = np.ones(3).__dlpack__()
     np.from_dlpack(Broken(capsule=capsule))  # takes the memory and renames the capsule
     return capsule
 

@@ -60,7 +60,7 @@ class Batch(Protocol):
     def zero_nonfinite_(self, indices: list[int]) -> list[Any]: ...
     def check_elementwise(self) -> None: ...
     def check_unchanged(self) -> None:
-        """Refuse tensors whose memory has changed since they were taken: called after code of others has run, and before anything is written."""
+        """Refuse tensors that have got other memory since they were taken. Asked where code of others has run, before writing."""
 
 
 class Descent(Protocol):

@@ -11,6 +11,7 @@ from normclip._backend import AnyNorm, Batch
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
 
 class SupportsDLPack(Protocol):
@@ -26,7 +27,7 @@ Parameters: TypeAlias = "torch.Tensor | Iterable[torch.Tensor]"
 
 
 def import_torch() -> types.ModuleType:
-    """torch.
+    """Torch.
 
     Raises:
         ImportError: It is not installed.
@@ -111,7 +112,7 @@ def as_tensor(norm: AnyNorm, tensors: Batch) -> torch.Tensor:
     if not isinstance(norm, float):
         return norm.rounded
     torch = import_torch()
-    found: torch.Tensor = torch.tensor(norm, dtype=torch.float64 if tensors.is_double else torch.float32, device="cpu")
+    found: Tensor = torch.tensor(norm, dtype=torch.float64 if tensors.is_double else torch.float32, device="cpu")
     return found
 
 

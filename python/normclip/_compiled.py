@@ -1,8 +1,8 @@
-"""``clip_grad_norm_`` inside functions that :func:`torch.compile` compiles: one operator of torch's, which the compiler does not look into."""
+"""``clip_grad_norm_`` inside functions that :func:`torch.compile` compiles: one operator, which the compiler does not look into."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -18,13 +18,11 @@ def clip_grad_norm_(parameters: Any, max_norm: float, norm_type: float, error_if
     grads = [item.grad for item in items if item.grad is not None]
     if not grads:
         return torch.tensor(0.0, device="cpu")
-    return _operator(grads, float(max_norm), float(norm_type), error_if_nonfinite)
+    return cast(Tensor, _operator(grads, float(max_norm), float(norm_type), error_if_nonfinite))
 
 
-@torch.compiler.disable
-def outside(*arguments: Any, **keywords: Any) -> Tensor:
-    """The function itself, for which the graph is broken."""
-    return clip.clip_grad_norm_(*arguments, **keywords)
+outside: Callable[..., Tensor] = torch.compiler.disable(clip.clip_grad_norm_)  # type: ignore[no-untyped-call]
+"""The function itself, for which the graph is broken."""
 
 
 def _clip(grads: Sequence[Tensor], max_norm: float, norm_type: float, error_if_nonfinite: bool) -> Tensor:

@@ -1,7 +1,7 @@
 """Tensors on devices without kernels of ours (MPS, XPU; CUDA without Triton), and abstract ones, by plain torch operations.
 
-Abstract are tensors without memory that torch can compute with: on the meta device, fake ones, and those of other subclasses that keep their
-elements elsewhere. Norms of the first two are meta or fake as well, so that dry runs of training go through.
+Abstract are tensors without memory that torch can compute with: on the meta device, fake ones, and those of other subclasses that keep
+their elements elsewhere. Norms of the first two are meta or fake as well, so that dry runs of training go through.
 
 Sums are taken in float64, or in float32 on devices without it, which is then the precision of the results. Norms are relative to the
 largest element, so that no power overflows. Every tensor is read several times: this is for every call to work, not for speed.

@@ -147,8 +147,8 @@ def clip_grad_norm_(
     On a CUDA device norm and coefficient stay there, nothing waits for them, and the call can be captured in a CUDA graph once it has been
     made with the same gradients. As the host does not know whether anything was written, version counters rise with every call.
 
-    Inside a function that :func:`torch.compile` compiles, the call with ``max_norm`` is one operator of the graph. Names in its errors count the
-    gradients then.
+    Inside a function that :func:`torch.compile` compiles, the call with ``max_norm`` is one operator of the graph. Names in its errors
+    count the gradients then. Other calls break the graph.
 
     Gradients that are DTensors are clipped by the norm of the whole tensors, on all ranks alike: see :mod:`normclip.distributed`.
 
@@ -184,8 +184,8 @@ def clip_grad_norm_(
         >>> weight.grad
         tensor([0.6000, 0.8000])
     """
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.compiler.is_compiling():
+    torch_if_loaded = sys.modules.get("torch")
+    if torch_if_loaded is not None and torch_if_loaded.compiler.is_compiling():
         from normclip import _compiled
 
         if max_norm is not None and rule is None and process_groups is None:
@@ -215,10 +215,11 @@ def _clip(taken: Batch, rule: Rule, norm: AnyNorm, epsilon: float = 0.0) -> None
         # In one step, so that on a device one kernel does it.
         mark_written(taken.clip_(rule.max_norm, norm, epsilon))
         return
-    multiplier = rule.multiplier(norm if isinstance(norm, float) else norm.exact)
-    if not (isinstance(norm, float) and multiplier == 1.0):
-        taken.check_unchanged()  # the rule may be anybody's
-        mark_written(taken.scale_(multiplier))
+    multiplier = rule.multiplier(norm) if isinstance(norm, float) else rule.multiplier(norm.exact)
+    if isinstance(multiplier, float) and multiplier == 1.0:
+        return
+    taken.check_unchanged()  # the rule may be anybody's
+    mark_written(taken.scale_(multiplier))
 
 
 def clip_grads_with_norm_(parameters: Parameters, max_norm: float, total_norm: torch.Tensor | float, foreach: bool | None = None) -> None:
