@@ -54,7 +54,9 @@ def clip_(tensors: Tensors, rule: Rule | float, ord: float = 2.0) -> torch.Tenso
 
     Raises:
         TypeError: As for :func:`normclip.total_norm`.
-        ValueError: The limit is negative or NaN, or a tensor is read-only, expanded or overlaps another. Nothing has changed.
+        ValueError: The limit is negative or NaN, or a tensor is read-only, exported as a copy, expanded or overlaps another. Nothing has
+            changed.
+        RuntimeError: A rule has given a tensor other memory. Nothing has changed.
 
     References:
         Pascanu, Mikolov, Bengio: On the difficulty of training recurrent neural networks, 2013 (arXiv 1211.5063).
@@ -153,7 +155,8 @@ def clip_grad_norm_(
     Gradients that are DTensors are clipped by the norm of the whole tensors, on all ranks alike: see :mod:`normclip.distributed`.
 
     Args:
-        parameters: A parameter or an iterable of parameters; those without a gradient are passed over.
+        parameters: A parameter or an iterable of parameters; those without a gradient are passed over. Tensors of which none has a
+            gradient and none requires one, as gradients themselves, are warned of.
         max_norm: The limit γ ≥ 0; ``inf`` measures only.
         norm_type: The order p, a number or ``'inf'``.
         error_if_nonfinite: Raise if the norm is NaN or infinite, and leave all gradients as they are. Waits for the device.
@@ -185,7 +188,7 @@ def clip_grad_norm_(
         tensor([0.6000, 0.8000])
     """
     torch_if_loaded = sys.modules.get("torch")
-    if torch_if_loaded is not None and torch_if_loaded.compiler.is_compiling():
+    if torch_if_loaded is not None and torch_if_loaded.compiler.is_dynamo_compiling():
         from normclip import _compiled
 
         if max_norm is not None and rule is None and process_groups is None:

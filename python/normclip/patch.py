@@ -80,7 +80,7 @@ def patch_torch(monitor: GradMonitor | None = None) -> Patch:
     The deprecated ``torch.nn.utils.clip_grad_norm`` calls its successor, hence normclip. Not replaced are references that are no names of
     modules (default arguments, closures, attributes of objects) and what does not go through these functions: the method
     ``clip_grad_norm_`` of ``torch.distributed.fsdp.FullyShardedDataParallel``, DeepSpeed, Megatron. Inside a function that
-    :func:`torch.compile` compiles, the call breaks the graph.
+    :func:`torch.compile` compiles, ``clip_grad_norm_`` is an operator of the graph, and the others break it.
 
     Args:
         monitor: Tell it of every call of ``clip_grad_norm_`` with parameters of its model, from the same read. Of several that have
