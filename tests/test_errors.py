@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 import normclip
+from normclip.rules import Hard, Soft
 from support.tensors import raw
 
 # How to call each function with a list of tensors such that it would write. Parameters are all that has a `grad`.
@@ -60,13 +60,8 @@ def read_only() -> np.ndarray:
     return array
 
 
-def fake() -> torch.Tensor:
-    with FakeTensorMode():
-        return torch.ones(3)
-
-
 class Wrapper(torch.Tensor):
-    """A tensor subclass that has a shape and keeps its elements elsewhere."""
+    """A tensor subclass that has a shape, and nothing that torch can compute with."""
 
     @staticmethod
     def __new__(cls) -> "Wrapper":
@@ -112,11 +107,10 @@ UNREADABLE: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
     "objects": (lambda: np.array([1.0, None]), TypeError, ["(object, shape [2])", "pass a dense CPU tensor"]),
     "foreign byte order": (lambda: np.ones(3, ">f4"), TypeError, ["(>f4, shape [3])", "pass a dense CPU tensor", "copy"]),
     "field of records": (lambda: np.ones(3, "f4, i2")["f0"], TypeError, ["(float32, shape [3])", "pass a dense CPU tensor", "copy"]),
-    "meta": (lambda: torch.ones(2, 3, device="meta"), TypeError, ["(torch.float32, shape [2, 3])", "pass a dense CPU tensor with data"]),
-    "fake": (fake, ValueError, ["(torch.float32, shape [3])", "no memory", "materialize it first"]),
-    "wrapper": (Wrapper, ValueError, ["(torch.float32, shape [3])", "no memory", "materialize it first"]),
+    "meta integers": (lambda: torch.ones(3, dtype=torch.int32, device="meta"), TypeError, ["(torch.int32, shape [3])", "cast it"]),
+    "wrapper": (Wrapper, TypeError, ["(torch.float32, shape [3])", "pass a dense CPU tensor with data"]),
     "zero tensor": (lambda: torch._efficientzerotensor(3), ValueError, ["(torch.float32, shape [3])", "no memory", "materialize it first"]),
-    "CUDA": (OnCuda, TypeError, ["is on device 2:0", "move it with .cpu()"]),
+    "CUDA": (OnCuda, TypeError, ["is on device 2:0", "pass torch.from_dlpack of it"]),
     "sparse CSR": (sparse_csr, TypeError, ["(torch.float32, shape [3, 3])", "pass a dense CPU tensor"]),
 }
 UNWRITABLE: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
@@ -266,20 +260,60 @@ def test_orders(function: Callable[[list[Any]], object], name: str) -> None:
     assert_refused(function, [], ValueError, [f"{name} is NaN", "pass a number, inf or -inf"])
 
 
-@pytest.mark.parametrize("number", [None, 1j, "much", [1.0], torch.ones(2)])
-def test_what_is_no_number(number: Any) -> None:
+@pytest.mark.parametrize(
+    ("number", "error", "says"),
+    [
+        (None, TypeError, "a NoneType"),
+        (1j, TypeError, "a complex"),
+        ("fro", ValueError, "'fro'"),
+        ([1.0], TypeError, "a list"),
+        (float, TypeError, "the class float"),
+        (torch.ones(2), ValueError, "a Tensor of shape [2]"),
+        (np.ones(2), TypeError, "a ndarray of shape [2]"),
+        (10**400, ValueError, "too long"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [
+        ("rule", lambda tensors, number: normclip.clip_(tensors, number)),
+        ("ord", lambda tensors, number: normclip.clip_(tensors, 0.1, number)),
+        ("ord", lambda tensors, number: normclip.total_norm(tensors, number)),
+        ("norm_type", lambda tensors, number: normclip.get_total_norm(tensors, number)),
+        ("factor", lambda tensors, number: normclip.scale_(tensors, number)),
+        ("limit", lambda tensors, number: normclip.clamp_(tensors, number)),
+        ("max_norm", lambda tensors, number: normclip.clip_grads_with_norm_(with_grads(tensors), number, 5.0)),
+        ("total_norm", lambda tensors, number: normclip.clip_grads_with_norm_(with_grads(tensors), 0.1, number)),
+        ("clip_value", lambda tensors, number: normclip.clip_grad_value_(with_grads(tensors), number)),
+        ("norm_type", lambda tensors, number: normclip.clip_grad_norm_(with_grads(tensors), 0.1, number)),
+        ("limits['rest']", lambda tensors, number: normclip.clip_grads_(with_grads(tensors), limits={"rest": number})),
+        ("max_norm", lambda tensors, number: Hard(number)),
+        ("max_norm", lambda tensors, number: Soft(number)),
+    ],
+)
+def test_what_is_no_number(name: str, function: Callable[..., object], number: Any, error: type[Exception], says: str) -> None:
+    assert_refused(lambda tensors: function(tensors, number), [], error, [f"{name} is {says}: pass a number"])
+
+
+def test_swapped_arguments() -> None:
+    assert_refused(lambda tensors: normclip.clip_grad_norm_(1.0, with_grads(tensors)), [], TypeError, ["max_norm is a list: pass a number"])
+    assert_refused(lambda tensors: normclip.clip_(1.0, tensors), [], TypeError, ["rule is a list: pass a number"])
+
+
+def test_classes_of_rules() -> None:
     for function in (
-        lambda tensors: normclip.clip_(tensors, number),
-        lambda tensors: normclip.clip_(tensors, 0.1, number),
-        lambda tensors: normclip.scale_(tensors, number),
-        lambda tensors: normclip.clamp_(tensors, number),
-        lambda tensors: normclip.clip_grad_norm_(with_grads(tensors), 0.1, number),
+        lambda tensors: normclip.clip_(tensors, Soft),
+        lambda tensors: normclip.clip_grad_norm_(with_grads(tensors), rule=Soft),
+        lambda tensors: normclip.clip_grads_(with_grads(tensors), Soft),
     ):
-        tensors = good()
-        before = [raw(tensor) for tensor in tensors]
-        with pytest.raises((TypeError, ValueError, RuntimeError)):  # as float() says it
-            function(tensors)
-        assert [raw(tensor) for tensor in tensors] == before
+        assert_refused(function, [], TypeError, ["rule is the class Soft: pass an object of it, Soft(...)"])
+
+
+def test_one_element_is_a_number() -> None:
+    tensor = torch.tensor([3.0, 4.0])
+    assert normclip.clip_(tensor, torch.tensor([1.0]), torch.tensor(2)).item() == 5.0
+    assert torch.equal(tensor, torch.tensor([0.6, 0.8]))
 
 
 @pytest.mark.parametrize("given", [torch.nn.Linear(2, 2), 5.0, None, object()])
@@ -341,7 +375,7 @@ class Broken:
 
 
 def consumed_capsule() -> Any:
-    capsule = np.ones(3).__dlpack__(max_version=(1, 0))
+    capsule = np.ones(3).__dlpack__()
     np.from_dlpack(Broken(capsule=capsule))  # takes the memory and renames the capsule
     return capsule
 
@@ -364,10 +398,12 @@ def test_broken_producers_are_named(make: Callable[[], Any]) -> None:
     assert raw(first) == before
 
 
-def test_interrupts_of_producers_pass_through() -> None:
-    """An error that is not about the tensor is not dressed up as one."""
-    with pytest.raises(KeyboardInterrupt):
-        normclip.total_norm([Broken(error=KeyboardInterrupt())])  # type: ignore[arg-type]
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_errors_that_are_not_about_the_tensor_pass_through(error: Any) -> None:
+    for function in (normclip.total_norm, lambda tensors: normclip.scale_(tensors, 0.5), lambda tensors: normclip.dot(tensors, tensors)):
+        with pytest.raises(error) as raised:
+            function([Broken(error=error())])
+        assert raised.type is error
 
 
 def test_the_iterator_s_own_error_passes_through() -> None:

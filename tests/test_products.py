@@ -143,7 +143,8 @@ def test_same_bits_for_any_number_of_threads(set_threads) -> None:
         ([np.ones(2)], [np.ones(2, np.int64)], TypeError, r"ys\[0\] .*int64"),
         ([torch.ones(2).to_sparse()], [torch.ones(2)], TypeError, r"xs\[0\] .*to_dense"),
         (3, [np.ones(2)], TypeError, "xs is a int"),
-        ([torch.ones(2, device="meta")], [torch.ones(2)], TypeError, r"xs\[0\]"),
+        ([torch.ones(2, device="meta")], [torch.ones(2)], ValueError, r"xs\[0\] .* are on meta and cpu"),
+        ([torch.ones(2, device="meta"), np.ones(3)], [torch.ones(2), np.ones(3, np.int64)], TypeError, r"ys\[1\] .*int64"),
     ],
 )
 def test_errors_name_the_pair(xs, ys, error: type[Exception], message: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
@@ -67,6 +68,8 @@ class Batch(Protocol):
     def clamp_(self, limit: float) -> list[Any]: ...
     def zero_nonfinite_(self, indices: list[int]) -> list[Any]: ...
     def check_elementwise(self) -> None: ...
+    def check_unchanged(self) -> None:
+        """Refuse tensors that have got other memory since they were taken. Asked where code of others has run, before writing."""
 
 
 class Descent(Protocol):
@@ -116,11 +119,23 @@ def collect(tensors: Any, *, writable: bool = False, process_groups: Sequence[Pr
 def collect_grads(parameters: Any, *, writable: bool = False, process_groups: Sequence[ProcessGroup] | None = None) -> Batch:
     """The gradients of a parameter, or of those parameters of an iterable that have one, as :func:`collect` takes tensors.
 
+    Warns of what cannot be parameters, of which none has a gradient, and none ever will.
+
     Raises:
         TypeError, ValueError: As for :func:`collect`.
     """
     if hasattr(parameters, "__next__"):
         parameters = list(parameters)
+    taken = _grads(parameters, writable=writable, process_groups=process_groups)
+    if len(taken) == 0 and (items := listed(parameters, "grad")) and not any(getattr(item, "requires_grad", True) for item in items):
+        _warn_caller(
+            f"none of the {len(items)} tensors that were passed as parameters has a gradient, and none requires one, so nothing happens: "
+            "pass parameters, such as model.parameters(), and not their gradients"
+        )
+    return taken
+
+
+def _grads(parameters: Any, *, writable: bool, process_groups: Sequence[ProcessGroup] | None) -> Batch:
     if not process_groups:
         try:
             taken = _core.collect_grads(parameters, writable=writable)
@@ -145,6 +160,14 @@ def take(given: Any, *, grads: bool, writable: bool = False) -> Batch:
 def listed(given: Any, attribute: str) -> list[Any]:
     """One object that has the attribute by itself, else those of an iterable."""
     return [given] if hasattr(given, attribute) else list(given)
+
+
+def _warn_caller(message: str) -> None:
+    """Warn whoever has called normclip, at the line of the call."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "normclip":
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
 
 
 def _has_shards(given: Any, attribute: str | None = None) -> bool:
@@ -195,7 +218,7 @@ def dot(xs: Any, ys: Any) -> tuple[float, float, float, float] | tuple[torch.Ten
         return _core.dot(xs, ys)
     except NotOnCPU:
         pass
-    taken = DeviceList(xs), DeviceList(ys)
+    taken = DeviceList(xs, name="xs"), DeviceList(ys, name="ys")
     from normclip._devices import dot as device_dot
 
     return device_dot(*taken)

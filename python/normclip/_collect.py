@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import types
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -10,6 +11,7 @@ from normclip._backend import AnyNorm, Batch
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
 
 class SupportsDLPack(Protocol):
@@ -24,13 +26,46 @@ Tensors: TypeAlias = "SupportsDLPack | Iterable[SupportsDLPack]"
 Parameters: TypeAlias = "torch.Tensor | Iterable[torch.Tensor]"
 
 
+def import_torch() -> types.ModuleType:
+    """Torch.
+
+    Raises:
+        ImportError: It is not installed.
+    """
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        raise ImportError("this needs torch, which is not installed: pip install 'normclip[torch]'") from error
+    return torch
+
+
+def check_number(name: str, value: Any, expected: str = "a number") -> float:
+    """A number, or what can be converted to one, as a float.
+
+    Raises:
+        TypeError, ValueError: It cannot be; the message names it.
+    """
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # the last is torch's
+        if isinstance(value, type):
+            given = f"the class {value.__name__}"
+        elif isinstance(value, (str, bytes, int)):
+            given = repr(value) if len(str(value)) < 100 else "too long"
+        else:
+            shape = getattr(value, "shape", None)
+            given = f"a {type(value).__name__}" + ("" if shape is None else f" of shape {list(shape)}")
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{name} is {given}: pass {expected}") from error
+
+
 def check_order(name: str, value: float) -> float:
     """The order of a norm as a float.
 
     Raises:
-        ValueError: It is NaN.
+        TypeError, ValueError: It is no number, or NaN.
     """
-    value = float(value)
+    value = check_number(name, value, "a number, inf or -inf")
     if math.isnan(value):
         raise ValueError(f"{name} is NaN: pass a number, inf or -inf")
     return value
@@ -40,9 +75,9 @@ def check_limit(name: str, value: float) -> float:
     """An upper limit as a float.
 
     Raises:
-        ValueError: It is negative or NaN.
+        TypeError, ValueError: It is no number, negative or NaN.
     """
-    value = float(value)
+    value = check_number(name, value)
     if not value >= 0.0:
         raise ValueError(f"{name} is {value}: pass a number that is not negative, or inf for no limit")
     return abs(value)  # a coefficient of -0 would turn signs round
@@ -52,9 +87,9 @@ def check_positive(name: str, value: float) -> float:
     """A positive number as a float.
 
     Raises:
-        ValueError: It is not positive, or not finite.
+        TypeError, ValueError: It is no number, not positive, or not finite.
     """
-    value = float(value)
+    value = check_number(name, value)
     if not 0.0 < value < math.inf:
         raise ValueError(f"{name} is {value}: pass a positive, finite number")
     return value
@@ -64,9 +99,9 @@ def check_not_negative(name: str, value: float) -> float:
     """A number that may be 0 as a float.
 
     Raises:
-        ValueError: It is negative, or not finite.
+        TypeError, ValueError: It is no number, negative, or not finite.
     """
-    value = float(value)
+    value = check_number(name, value)
     if not 0.0 <= value < math.inf:
         raise ValueError(f"{name} is {value}: pass a finite number that is not negative")
     return value
@@ -76,9 +111,9 @@ def as_tensor(norm: AnyNorm, tensors: Batch) -> torch.Tensor:
     """A norm as torch returns it: without dimensions, float64 if any of the tensors is, else float32. On the CPU, or where it is."""
     if not isinstance(norm, float):
         return norm.rounded
-    import torch
-
-    return torch.tensor(norm, dtype=torch.float64 if tensors.is_double else torch.float32, device="cpu")
+    torch = import_torch()
+    found: Tensor = torch.tensor(norm, dtype=torch.float64 if tensors.is_double else torch.float32, device="cpu")
+    return found
 
 
 def as_given(norm: AnyNorm, tensors: Batch) -> torch.Tensor | float:

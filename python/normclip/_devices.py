@@ -25,6 +25,8 @@ Array = npt.NDArray[np.float64]
 # DLPack's numbers of devices: CUDA, ROCm, memory that either manages; and those whose memory the CPU reads.
 _CUDA = (2, 10, 13)
 _HOST = (1, 3)
+# That of tensors without memory, by which DLPack knows none.
+_ABSTRACT = -1
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def part_of(taken: DeviceList, kind: int, number: int, indices: list[int], *, wr
             return CudaPart(taken, kind, number, indices)
     from normclip._torch import TorchPart
 
-    return TorchPart(_chosen(taken, indices), writable=writable)
+    return TorchPart(_chosen(taken, indices), writable=writable, abstract=kind == _ABSTRACT)
 
 
 def _chosen(taken: DeviceList, indices: list[int]) -> list[Any]:
@@ -191,12 +193,16 @@ class DeviceBatch:
         self._write(lambda part, _: part.zero_nonfinite_())
         return _chosen(self._taken, indices)
 
+    def check_unchanged(self) -> None:
+        self._taken.check_unchanged()
+
     def check_elementwise(self) -> None:
         self._taken.check_elementwise()
 
     def _write(self, change: Callable[[Part, list[int]], None]) -> list[Any]:
         with self._writable() as taken:
-            for part, indices in _parts(taken, writable=True):
+            # First what may still fail: operations of other people's tensors.
+            for part, indices in sorted(_parts(taken, writable=True), key=lambda part: not getattr(part[0], "abstract", False)):
                 change(part, indices)
         return self._taken.torch_tensors
 

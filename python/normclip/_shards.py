@@ -282,6 +282,9 @@ class Shards:
         self.check_elementwise()
         return self._written(self._targets.zero_nonfinite_(indices))
 
+    def check_unchanged(self) -> None:
+        self._targets.check_unchanged()
+
     def check_elementwise(self) -> None:
         if self._reduced:
             raise TypeError(

@@ -1,4 +1,7 @@
-"""Tensors on devices without kernels of ours (MPS, XPU; CUDA without Triton), by plain torch operations.
+"""Tensors on devices without kernels of ours (MPS, XPU; CUDA without Triton), and abstract ones, by plain torch operations.
+
+Abstract are tensors without memory that torch can compute with: on the meta device, fake ones, and those of other subclasses that keep
+their elements elsewhere. Norms of the first two are meta or fake as well, so that dry runs of training go through.
 
 Sums are taken in float64, or in float32 on devices without it, which is then the precision of the results. Norms are relative to the
 largest element, so that no power overflows. Every tensor is read several times: this is for every call to work, not for speed.
@@ -21,14 +24,20 @@ _SAFE = (2.0**-900, 2.0**900)
 class TorchPart:
     """Tensors that torch computes with, all on one device."""
 
-    def __init__(self, tensors: list[torch.Tensor], *, writable: bool) -> None:
-        self.device = tensors[0].device
+    def __init__(self, tensors: list[torch.Tensor], *, writable: bool, abstract: bool = False) -> None:
+        self.device, self.abstract = tensors[0].device, abstract
         self._wide = torch.float32 if self.device.type == "mps" else torch.float64
         self._tensors = [_dense(tensor.detach(), writable=writable) for tensor in tensors]
         # The same memory listed twice counts once.
         firsts: dict[tuple[object, ...], int] = {}
         for index, tensor in enumerate(self._tensors):
-            firsts.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() > 0 else (index,), index)
+            if abstract:
+                memory: tuple[object, ...] = (id(tensors[index]),)
+            elif tensor.numel() > 0:
+                memory = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+            else:
+                memory = (index,)
+            firsts.setdefault(memory, index)
         self._firsts = list(firsts.values())
 
     # ---- Measuring ----
@@ -39,13 +48,13 @@ class TorchPart:
             exact = torch.zeros((), dtype=self._wide, device=self.device)
         elif order == 0.0:
             counts = torch.stack([torch.count_nonzero(x) for x in each]).sum().to(self._wide)
-            exact = torch.where(torch.stack([torch.isnan(x).any() for x in each]).any(), math.nan, counts)
+            exact = counts.masked_fill(torch.stack([torch.isnan(x).any() for x in each]).any(), math.nan)
         else:
             sizes = [x.abs() for x in each]
             scale = torch.stack([x.max() if order > 0.0 else x.min() for x in sizes])
             scale = scale.max() if order > 0.0 else scale.min()
             usable = torch.isfinite(scale) & (scale > 0.0)
-            divisor = torch.where(usable, scale, 1.0)
+            divisor = scale.masked_fill(~usable, 1.0)
             if math.isinf(order):
                 exact = scale
             else:
@@ -80,9 +89,9 @@ class TorchPart:
 
     def clip_(self, limit: float, norm: torch.Tensor, epsilon: float) -> None:
         size = moved(norm, self.device, self._wide) + epsilon
-        coefficient = torch.where(size == 0.0, 1.0, limit / size)
-        # `where` and not `clamp`: 1 is the factor that changes nothing, NaN has to reach the elements.
-        coefficient = torch.where(coefficient >= 1.0, 1.0, coefficient)
+        coefficient = (limit / size).masked_fill(size == 0.0, 1.0)
+        # Not `clamp`: 1 is the factor that changes nothing, NaN has to reach the elements.
+        coefficient = coefficient.masked_fill(coefficient >= 1.0, 1.0)
         for tensor in self._used():
             self._scale(tensor, coefficient)
 

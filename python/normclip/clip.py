@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import types
 import warnings
 from collections.abc import Iterable, Sequence
@@ -17,6 +18,7 @@ from normclip._collect import (
     as_tensor,
     check_finite,
     check_limit,
+    check_number,
     check_order,
     mark_written,
 )
@@ -52,7 +54,9 @@ def clip_(tensors: Tensors, rule: Rule | float, ord: float = 2.0) -> torch.Tenso
 
     Raises:
         TypeError: As for :func:`normclip.total_norm`.
-        ValueError: The limit is negative or NaN, or a tensor is read-only, expanded or overlaps another. Nothing has changed.
+        ValueError: The limit is negative or NaN, or a tensor is read-only, exported as a copy, expanded or overlaps another. Nothing has
+            changed.
+        RuntimeError: A rule has given a tensor other memory. Nothing has changed.
 
     References:
         Pascanu, Mikolov, Bengio: On the difficulty of training recurrent neural networks, 2013 (arXiv 1211.5063).
@@ -93,7 +97,7 @@ def scale_(tensors: Tensors, factor: float) -> None:
         >>> gradient
         array([ 0.5, -1. ])
     """
-    factor = float(factor)
+    factor = check_number("factor", factor)
     if not math.isfinite(factor):
         raise ValueError(f"factor is {factor}: pass a finite number")
     taken = collect(tensors, writable=True)
@@ -121,7 +125,8 @@ def clamp_(tensors: Tensors, limit: float) -> None:
         >>> gradient
         array([ 0.25, -0.5 ])
     """
-    mark_written(collect(tensors, writable=True).clamp_(check_limit("limit", limit)))
+    limit = check_limit("limit", limit)
+    mark_written(collect(tensors, writable=True).clamp_(limit))
 
 
 def clip_grad_norm_(
@@ -144,10 +149,14 @@ def clip_grad_norm_(
     On a CUDA device norm and coefficient stay there, nothing waits for them, and the call can be captured in a CUDA graph once it has been
     made with the same gradients. As the host does not know whether anything was written, version counters rise with every call.
 
+    Inside a function that :func:`torch.compile` compiles, the call with ``max_norm`` is one operator of the graph. Names in its errors
+    count the gradients then. Other calls break the graph.
+
     Gradients that are DTensors are clipped by the norm of the whole tensors, on all ranks alike: see :mod:`normclip.distributed`.
 
     Args:
-        parameters: A parameter or an iterable of parameters; those without a gradient are passed over.
+        parameters: A parameter or an iterable of parameters; those without a gradient are passed over. Tensors of which none has a
+            gradient and none requires one, as gradients themselves, are warned of.
         max_norm: The limit γ ≥ 0; ``inf`` measures only.
         norm_type: The order p, a number or ``'inf'``.
         error_if_nonfinite: Raise if the norm is NaN or infinite, and leave all gradients as they are. Waits for the device.
@@ -178,6 +187,13 @@ def clip_grad_norm_(
         >>> weight.grad
         tensor([0.6000, 0.8000])
     """
+    torch_if_loaded = sys.modules.get("torch")
+    if torch_if_loaded is not None and torch_if_loaded.compiler.is_dynamo_compiling():
+        from normclip import _compiled
+
+        if max_norm is not None and rule is None and process_groups is None:
+            return _compiled.clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite)
+        return _compiled.outside(parameters, max_norm, norm_type, error_if_nonfinite, rule=rule, process_groups=process_groups)
     if max_norm is not None and rule is None:
         rule, epsilon = as_rule("max_norm", max_norm), TORCH_EPSILON
     elif max_norm is None and rule is not None:
@@ -201,11 +217,12 @@ def _clip(taken: Batch, rule: Rule, norm: AnyNorm, epsilon: float = 0.0) -> None
     if isinstance(rule, Hard):
         # In one step, so that on a device one kernel does it.
         mark_written(taken.clip_(rule.max_norm, norm, epsilon))
-    else:
-        exact: Any = norm if isinstance(norm, float) else norm.exact
-        with rule.applying(exact) as multiplier:
-            if not isinstance(multiplier, float) or multiplier != 1.0:
-                mark_written(taken.scale_(multiplier))
+        return
+    exact: Any = norm if isinstance(norm, float) else norm.exact
+    with rule.applying(exact) as multiplier:
+        if not isinstance(multiplier, float) or multiplier != 1.0:
+            taken.check_unchanged()  # the rule may be anybody's
+            mark_written(taken.scale_(multiplier))
 
 
 def clip_grads_with_norm_(parameters: Parameters, max_norm: float, total_norm: torch.Tensor | float, foreach: bool | None = None) -> None:
@@ -235,8 +252,9 @@ def clip_grads_with_norm_(parameters: Parameters, max_norm: float, total_norm: t
     max_norm = check_limit("max_norm", max_norm)
     if hasattr(total_norm, "full_tensor"):
         total_norm = total_norm.full_tensor()  # torch's own norm of DTensors
-    # To look at a norm on a device would be to wait for it.
-    norm = total_norm if getattr(total_norm, "is_cpu", True) is False else float(total_norm)
+    # To look at a norm on a device would be to wait for it, and a fake one, which claims to be on the CPU, has none.
+    unseen = getattr(total_norm, "is_cpu", True) is False or hasattr(total_norm, "fake_mode")
+    norm = total_norm if unseen else check_number("total_norm", total_norm)
     if isinstance(norm, float) and norm < 0.0:
         raise ValueError(f"total_norm is {norm}: a norm is not negative")
     mark_written(collect_grads(parameters, writable=max_norm < math.inf).clip_(max_norm, norm, TORCH_EPSILON))

@@ -11,7 +11,7 @@ import numpy as np
 
 from normclip._backend import NORMS, together
 from normclip._collect import Parameters, mark_written
-from normclip.rules import Rule, as_rule
+from normclip.rules import Hard, Rule, as_rule
 from normclip.statistics import Groups, Stats, assign, check_groups, measure, named, take_grads
 
 if TYPE_CHECKING:
@@ -125,8 +125,6 @@ def clip_grads_(
         described = described or f"on other ranks ({stats.nans} NaN, {stats.infs} inf)"
         raise RuntimeError(f"gradients are not finite, and nothing was clipped: {described}. Choose nonfinite='skip' or 'zero' to go on")
     skipped = found_inf and nonfinite == "skip"
-    if found_inf and nonfinite == "zero":
-        mark_written(taken.zero_nonfinite_(affected.tolist()))
 
     with ExitStack() as applied:  # rules that remember note their norms once all is written
 
@@ -138,6 +136,10 @@ def clip_grads_(
 
         coefficient = coefficient_of(stats.moments, rule)
         coefficients = {group: coefficient_of(moments, rules.get(group)) for group, moments in stats.groups.items()}
+        if not all(isinstance(each, Hard) for each in (rule, *rules.values()) if each is not None):
+            taken.check_unchanged()  # the rules may be anybody's
+        if found_inf and nonfinite == "zero":
+            mark_written(taken.zero_nonfinite_(affected.tolist()))
         if coefficient != 1.0:
             mark_written(taken.scale_(coefficient))
         elif any(coefficient != 1.0 for coefficient in coefficients.values()):

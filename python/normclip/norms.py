@@ -30,7 +30,9 @@ def total_norm(tensors: Tensors, ord: float = 2.0) -> torch.Tensor | float:
         tensors: A tensor or an iterable of tensors, of any shapes: torch tensors, NumPy arrays or other objects in CPU memory with
             ``__dlpack__``, of float16, bfloat16, float32, float64, complex64 or complex128 elements. The same memory listed
             twice counts once. A torch sparse COO tensor counts by its coalesced values. Of DTensors the whole counts, and all ranks of
-            their mesh make this call: see :mod:`normclip.distributed`.
+            their mesh make this call: see :mod:`normclip.distributed`. No other thread may free or resize their memory during the call.
+            Torch tensors without memory (on the meta device, fake ones, subclasses that keep their elements elsewhere) go through torch's
+            operations, and the norm of a meta or fake tensor is one.
         ord: The order p, any real number, ``inf`` or ``-inf``.
 
     Returns:
@@ -40,7 +42,8 @@ def total_norm(tensors: Tensors, ord: float = 2.0) -> torch.Tensor | float:
 
     Raises:
         TypeError: An object is no tensor, of another library and not in CPU memory, or of another element type.
-        ValueError: ``ord`` is NaN, or a tensor has no memory (meta and fake tensors).
+        ValueError: ``ord`` is NaN, or a tensor has no memory and nothing that torch could compute with.
+        RuntimeError: A tensor has lost its memory while others were taken, to code of theirs.
 
     Example:
         >>> import numpy as np
@@ -49,8 +52,9 @@ def total_norm(tensors: Tensors, ord: float = 2.0) -> torch.Tensor | float:
         >>> total_norm(np.array([3.0, -4.0]), ord=1)
         7.0
     """
+    ord = check_order("ord", ord)
     taken = collect(tensors)
-    return as_given(taken.norm(check_order("ord", ord)), taken)
+    return as_given(taken.norm(ord), taken)
 
 
 def get_total_norm(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 from normclip import clip, norms
 from normclip._backend import listed
-from normclip._collect import Parameters
+from normclip._collect import Parameters, import_torch
 
 if TYPE_CHECKING:
     import torch
@@ -63,8 +63,7 @@ class Patch:
         self.watcher = watcher
 
     def __enter__(self) -> Patch:
-        import torch
-
+        torch = import_torch()
         with _lock:
             if not _active:
                 for name in _NAMES:
@@ -121,7 +120,7 @@ def patch_torch(monitor: GradMonitor | None = None) -> Patch:
     The deprecated ``torch.nn.utils.clip_grad_norm`` calls its successor, hence normclip. Not replaced are references that are no names of
     modules (default arguments, closures, attributes of objects) and what does not go through these functions: the method
     ``clip_grad_norm_`` of ``torch.distributed.fsdp.FullyShardedDataParallel``, DeepSpeed, Megatron. Inside a function that
-    :func:`torch.compile` compiles, the call breaks the graph.
+    :func:`torch.compile` compiles, ``clip_grad_norm_`` is an operator of the graph, and the others break it.
 
     Args:
         monitor: Tell it of every call of ``clip_grad_norm_`` with parameters of its model, from the same read. Of several that have

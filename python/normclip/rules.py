@@ -96,9 +96,13 @@ def as_rule(name: str, rule: Rule | float) -> Rule:
     """The rule itself, or hard clipping to a number.
 
     Raises:
-        ValueError: The number is negative or NaN.
+        TypeError, ValueError: It is neither, or the number is negative or NaN.
     """
-    return rule if isinstance(rule, Rule) else Hard(check_limit(name, rule))
+    if isinstance(rule, Rule):
+        return rule
+    if isinstance(rule, type) and issubclass(rule, Rule):
+        raise TypeError(f"{name} is the class {rule.__name__}: pass an object of it, {rule.__name__}(...)")
+    return Hard(check_limit(name, rule))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 
-use crate::extract::{Exported, Extractor};
+use crate::extract::{Exported, Extractor, Form};
 use crate::names::Names;
 use crate::threads::team;
 
@@ -128,8 +128,16 @@ fn together<'py, const K: usize>(
     let names = extractor.names();
     let mut tensors = Vec::with_capacity(K);
     for (index, object) in objects {
-        let Some(Exported { tensor, owner, .. }) = extractor.tensor(index, object)? else {
-            return Err(PyTypeError::new_err(format!("{} is sparse: make it dense, with .to_dense()", names.describe(index, object))));
+        let Exported { tensor, owner } = match extractor.tensor(index, object)? {
+            Form::Dense(exported) => exported,
+            Form::Sparse => {
+                let name = names.describe(index, object);
+                return Err(PyTypeError::new_err(format!("{name} is sparse: make it dense, with .to_dense()")));
+            }
+            Form::Abstract(..) => {
+                let name = names.describe(index, object);
+                return Err(PyTypeError::new_err(format!("{name} has no memory of its own: materialize it first")));
+            }
         };
         owners.extend(owner);
         tensors.push((extractor.dtype(index, object, &tensor)?, tensor));

@@ -10,7 +10,7 @@ use pyo3::types::PyBytes;
 
 use crate::dlpack::Device;
 use crate::extract::{Extractor, NotOnCPU};
-use crate::list::{Memory, TensorList, grads_of, listed};
+use crate::list::{Memory, TensorList, check_unchanged, grads_of, listed};
 use crate::moments::{Moments, tabulate};
 use crate::names::Names;
 
@@ -19,7 +19,7 @@ use crate::names::Names;
 #[pyo3(signature = (tensors, *, writable = false))]
 pub(crate) fn collect<'py>(tensors: &Bound<'py, PyAny>, writable: bool) -> PyResult<Bound<'py, PyAny>> {
     let py = tensors.py();
-    either(py, Names::Tensors("tensors"), listed(tensors, "tensors", intern!(py, "__dlpack__"))?.iter().collect(), writable)
+    either(py, Names::tensors("tensors"), listed(tensors, "tensors", intern!(py, "__dlpack__"))?.iter().collect(), writable)
 }
 
 /// The gradients of a parameter, or of those parameters of an iterable that have one, as `collect` gives tensors.
@@ -54,16 +54,18 @@ pub(crate) struct DeviceList {
     uncoalesced: Option<usize>,
     first_of: Vec<Option<usize>>,
     torch: Vec<bool>,
+    lent: Vec<bool>,
 }
 
 #[pymethods]
 impl DeviceList {
-    /// The tensor itself, or the tensors of an iterable.
+    /// The tensor itself, or the tensors of an iterable, which errors call by this name.
     #[new]
-    #[pyo3(signature = (tensors, *, writable = false))]
-    fn new(tensors: &Bound<'_, PyAny>, writable: bool) -> PyResult<Self> {
+    #[pyo3(signature = (tensors, *, writable = false, name = "tensors"))]
+    fn new(tensors: &Bound<'_, PyAny>, writable: bool, name: &str) -> PyResult<Self> {
         let py = tensors.py();
-        Self::take(py, Names::Tensors("tensors"), listed(tensors, "tensors", intern!(py, "__dlpack__"))?.iter().collect(), writable)
+        let listed = listed(tensors, name, intern!(py, "__dlpack__"))?;
+        Self::take(py, Names::tensors(name.to_owned()), listed.iter().collect(), writable)
     }
 
     /// Those that are torch's.
@@ -180,6 +182,11 @@ impl DeviceList {
         }
     }
 
+    /// As `TensorList.check_unchanged`.
+    fn check_unchanged(&self, py: Python<'_>) -> PyResult<()> {
+        check_unchanged(py, &self.names, &self.objects, &self.lent, &self.read)
+    }
+
     fn __len__(&self) -> usize {
         self.objects.len()
     }
@@ -192,7 +199,7 @@ impl DeviceList {
         let access = if writable { Access::Write } else { Access::Read };
         let first_of = repetitions(&write, access).map_err(|error| names.fault(error, &objects[error.index]))?;
         let objects = objects.into_iter().map(Bound::unbind).collect();
-        let Memory { reads: read, owners, devices, torch, .. } = memory;
-        Ok(Self { names, objects, owners, devices, read, write, uncoalesced, first_of, torch })
+        let Memory { reads: read, owners, devices, torch, lent, .. } = memory;
+        Ok(Self { names, objects, owners, devices, read, write, uncoalesced, first_of, torch, lent })
     }
 }

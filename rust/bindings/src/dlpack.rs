@@ -13,6 +13,9 @@ pub(crate) struct Device {
 }
 
 impl Device {
+    /// No kind of DLPack's: of tensors that have no memory.
+    pub(crate) const ABSTRACT: i32 = -1;
+
     /// Whether the CPU can read its memory: `kDLCPU` and `kDLCUDAHost` (pinned).
     pub(crate) fn is_host(self) -> bool {
         matches!(self.kind, 1 | 3)
@@ -97,6 +100,9 @@ pub(crate) struct ManagedTensorVersioned {
 
 /// `DLPACK_FLAG_BITMASK_READ_ONLY`.
 pub(crate) const READ_ONLY: u64 = 1;
+
+/// `DLPACK_FLAG_BITMASK_IS_COPIED`.
+pub(crate) const IS_COPIED: u64 = 2;
 
 /// The major version whose layouts these are.
 pub(crate) const MAJOR: u32 = 1;

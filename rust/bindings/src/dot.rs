@@ -7,7 +7,7 @@ use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
 
-use crate::extract::{Exported, Extractor};
+use crate::extract::{Exported, Extractor, Form};
 use crate::list::listed;
 use crate::names::Names;
 use crate::threads::team;
@@ -25,16 +25,25 @@ pub(crate) fn dot(xs: &Bound<'_, PyAny>, ys: &Bound<'_, PyAny>) -> PyResult<(f64
             ys.len()
         )));
     }
-    let names = [Names::Tensors("xs"), Names::Tensors("ys")];
+    let names = [Names::tensors("xs"), Names::tensors("ys")];
     let mut sides = [Extractor::new(py, &names[0], false)?, Extractor::new(py, &names[1], false)?];
-    let mut owners = Vec::new();
-    let mut pairs = Vec::with_capacity(xs.len());
+    let mut owners = Vec::with_capacity(xs.len());
     for (index, (x, y)) in xs.iter().zip(ys.iter()).enumerate() {
         let objects = [sides[0].resolved(&x)?, sides[1].resolved(&y)?];
         let [x, y] = &mut sides;
         let exported = [export(x, index, &objects[0])?, export(y, index, &objects[1])?];
-        pairs.push(pair(index, &objects, &exported, &names)?);
         owners.push((objects, exported));
+    }
+    let ran_python = sides.iter().any(Extractor::ran_python);
+    let mut pairs = Vec::with_capacity(owners.len());
+    for (index, (objects, exported)) in owners.iter_mut().enumerate() {
+        for ((side, object), exported) in sides.iter_mut().zip(&*objects).zip(&mut *exported) {
+            if ran_python && exported.0.owner.is_none() {
+                // Code of others may have freed what was borrowed before it ran.
+                *exported = export(side, index, object)?;
+            }
+        }
+        pairs.push(pair(index, objects, exported, &names)?);
     }
     let team = team(py)?;
     let products = py.detach(|| normclip_core::dot(&Arc::new(Pairs::new(pairs)), team));
@@ -44,7 +53,7 @@ pub(crate) fn dot(xs: &Bound<'_, PyAny>, ys: &Bound<'_, PyAny>) -> PyResult<(f64
 }
 
 fn export<'py>(side: &mut Extractor<'_, 'py>, index: usize, object: &Bound<'py, PyAny>) -> PyResult<(Exported, Dtype)> {
-    let Some(exported) = side.tensor(index, object)? else {
+    let Form::Dense(exported) = side.tensor(index, object)? else {
         return Err(PyTypeError::new_err(format!("{} is sparse: pass it dense, with .to_dense()", side.names().describe(index, object))));
     };
     let dtype = side.dtype(index, object, &exported.tensor)?;

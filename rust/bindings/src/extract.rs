@@ -2,15 +2,18 @@
 //!
 //! Three ways in, fastest first: the C exchange API that a type may carry (torch ≥ 2.10; the tensor is borrowed), the versioned capsule,
 //! which says whether writing is allowed, and the plain capsule of older producers, which does not.
+//!
+//! A capsule keeps its memory alive. What is borrowed stays valid only as long as no Python code runs that may free it, and any other way in
+//! may run some: whoever takes several tensors asks `ran_python` at the end, and then borrows again.
 
 use std::ffi::{CStr, c_void};
 use std::mem::MaybeUninit;
 use std::ptr;
 
 use normclip_core::{Dtype, TensorError, View};
-use pyo3::exceptions::{PyBufferError, PyException, PyTypeError, PyValueError};
+use pyo3::exceptions::{PyBufferError, PyException, PyMemoryError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyCapsule, PyCapsuleMethods, PyDict, PyType};
+use pyo3::types::{IntoPyDict, PyCapsule, PyCapsuleMethods, PyDict, PyType};
 use pyo3::{create_exception, intern};
 
 use crate::dlpack::{self, Borrow, Device, ExchangeApi, ExchangeHeader, ManagedTensor, ManagedTensorVersioned};
@@ -26,13 +29,24 @@ pub(crate) struct Extracted {
     pub(crate) owners: Vec<Py<PyAny>>,
     pub(crate) device: Device,
     pub(crate) is_torch: bool,
+    /// Whether it is borrowed.
+    pub(crate) lent: bool,
 }
 
-/// A tensor as it was exported. It is alive as long as the object and the owner.
+/// A tensor as it was exported. It is alive as long as the object and the owner; without one it is borrowed.
 pub(crate) struct Exported {
     pub(crate) tensor: dlpack::Tensor,
     pub(crate) owner: Option<Py<PyAny>>,
-    is_torch: bool,
+}
+
+/// What there is to take of an object.
+pub(crate) enum Form {
+    Dense(Exported),
+    /// A COO tensor of torch, which has no memory of its own.
+    Sparse,
+    /// A tensor that torch computes with although it has no memory to look at: on the meta device, or of a subclass that keeps its elements
+    /// elsewhere. With the number of its device, in the order in which they were met.
+    Abstract(Dtype, i32),
 }
 
 /// What the type of an object tells.
@@ -49,8 +63,11 @@ pub(crate) struct Extractor<'a, 'py> {
     /// The type that was looked up last, and its facts: lists are mostly of one type.
     latest: Option<(Bound<'py, PyType>, TypeFacts)>,
     writing: bool,
-    /// Whether torch tensors in memory that the CPU cannot read are taken too.
+    /// Whether torch tensors are taken too whose elements the CPU cannot read.
     anywhere: bool,
+    /// The devices of abstract tensors.
+    places: Vec<String>,
+    ran_python: bool,
 }
 
 impl<'a, 'py> Extractor<'a, 'py> {
@@ -60,7 +77,7 @@ impl<'a, 'py> Extractor<'a, 'py> {
             Some(torch) => torch.getattr_opt(intern!(py, "Tensor"))?,
             None => None,
         };
-        Ok(Self { names, torch_tensor, latest: None, writing, anywhere: false })
+        Ok(Self { names, torch_tensor, latest: None, writing, anywhere: false, places: Vec::new(), ran_python: false })
     }
 
     /// The same for torch tensors on any device.
@@ -71,6 +88,11 @@ impl<'a, 'py> Extractor<'a, 'py> {
     /// How its objects are called.
     pub(crate) fn names(&self) -> &'a Names {
         self.names
+    }
+
+    /// Whether anything has been taken by other means than borrowing, so that what is borrowed may no longer be valid.
+    pub(crate) fn ran_python(&self) -> bool {
+        self.ran_python
     }
 
     /// The object with torch's lazy conjugate and negative carried out: they are flags that memory does not show.
@@ -85,41 +107,94 @@ impl<'a, 'py> Extractor<'a, 'py> {
     /// The memory of the object at this index of the list.
     pub(crate) fn extract(&mut self, index: usize, object: &Bound<'py, PyAny>) -> PyResult<Extracted> {
         // What nearly all tensors of a model are, first and without a detour: there may be thousands.
-        let TypeFacts { borrow, is_torch } = self.facts(object)?;
-        if let Some(borrow) = borrow
-            && let Ok(tensor) = borrow_tensor(object, borrow)
-        {
-            let read = self.view(index, object, &tensor)?;
-            return Ok(Extracted { read, write: None, owners: Vec::new(), device: tensor.device, is_torch });
+        let is_torch = self.facts(object)?.is_torch;
+        if let Some((read, device)) = self.borrow(index, object)? {
+            return Ok(Extracted { read, write: None, owners: Vec::new(), device, is_torch, lent: true });
         }
         match self.tensor(index, object)? {
-            Some(Exported { tensor, owner, is_torch }) => {
+            Form::Dense(Exported { tensor, owner }) => {
                 let read = self.view(index, object, &tensor)?;
-                Ok(Extracted { read, write: None, owners: owner.into_iter().collect(), device: tensor.device, is_torch })
+                Ok(Extracted { read, write: None, owners: owner.into_iter().collect(), device: tensor.device, is_torch, lent: false })
             }
-            None => self.extract_sparse(index, object),
+            Form::Sparse => self.extract_sparse(index, object),
+            Form::Abstract(dtype, place) => {
+                let device = Device { kind: Device::ABSTRACT, id: place };
+                Ok(Extracted { read: View::none(dtype), write: None, owners: Vec::new(), device, is_torch, lent: false })
+            }
         }
     }
 
-    /// What the object exports; None for a sparse tensor of torch, which has no memory of its own.
-    pub(crate) fn tensor(&mut self, index: usize, object: &Bound<'py, PyAny>) -> PyResult<Option<Exported>> {
+    /// The memory of an object that lends it, without any code of Python's.
+    pub(crate) fn borrow(&mut self, index: usize, object: &Bound<'py, PyAny>) -> PyResult<Option<(View, Device)>> {
+        match self.facts(object)?.borrow.map(|borrow| borrow_tensor(object, borrow)) {
+            Some(Ok(tensor)) if !lacks_memory(&tensor) => Ok(Some((self.view(index, object, &tensor)?, tensor.device))),
+            _ => Ok(None),
+        }
+    }
+
+    /// What the object exports.
+    pub(crate) fn tensor(&mut self, index: usize, object: &Bound<'py, PyAny>) -> PyResult<Form> {
         let TypeFacts { borrow, is_torch } = self.facts(object)?;
-        let borrowed = borrow.map(|borrow| borrow_tensor(object, borrow));
-        if let Some(Ok(tensor)) = borrowed {
-            return Ok(Some(Exported { tensor, owner: None, is_torch }));
+        let exported = match borrow.map(|borrow| borrow_tensor(object, borrow)) {
+            Some(Ok(tensor)) => Ok(Exported { tensor, owner: None }),
+            Some(Err(error)) => Err(self.refusal(index, object, error)),
+            None => {
+                self.ran_python = true;
+                self.capsule(index, object, is_torch)
+            }
+        };
+        match exported {
+            Ok(exported) if !is_torch || !lacks_memory(&exported.tensor) => return Ok(Form::Dense(exported)),
+            Err(error) if !is_torch || !error.is_instance_of::<PyException>(object.py()) => return Err(error),
+            _ => {}
         }
-        // Asking all tensors whether they are sparse would take as long as borrowing.
-        if is_torch && object.getattr(intern!(object.py(), "is_sparse"))?.is_truthy()? {
-            return Ok(None);
+        // Only now is time to ask for what few tensors are.
+        self.ran_python = true;
+        if object.getattr(intern!(object.py(), "is_sparse"))?.is_truthy()? {
+            return Ok(Form::Sparse);
         }
-        if let Some(Err(error)) = borrowed {
-            return Err(self.refusal(index, object, error));
+        // What a collective of torch's is still filling: an AsyncCollectiveTensor.
+        if let Some(wait) = object.getattr_opt(intern!(object.py(), "trigger_wait"))? {
+            let filled = wait.call0()?;
+            let mut form = self.tensor(index, &filled)?;
+            if let Form::Dense(exported) = &mut form {
+                exported.owner.get_or_insert(filled.unbind());
+            }
+            return Ok(form);
         }
-        let (tensor, capsule, read_only) = self.capsule(index, object, is_torch)?;
-        if self.writing && read_only {
-            return Err(PyValueError::new_err(format!("{} is read-only: pass a writable copy of it", self.names.describe(index, object))));
+        if self.is_abstract(object)? {
+            return self.abstract_form(index, object);
         }
-        Ok(Some(Exported { tensor, owner: Some(capsule), is_torch }))
+        exported.map(Form::Dense)
+    }
+
+    /// Whether a torch tensor whose memory there is no access to is one that torch computes with all the same.
+    fn is_abstract(&self, object: &Bound<'py, PyAny>) -> PyResult<bool> {
+        let py = object.py();
+        let Some(tensor) = &self.torch_tensor else { return Ok(false) };
+        let dispatch = intern!(py, "__torch_dispatch__");
+        let is_wrapper = !object.get_type().getattr(dispatch)?.is(&tensor.getattr(dispatch)?);
+        let dense = object.getattr(intern!(py, "layout"))?.str()? == "torch.strided";
+        // The elements of a DTensor are not all here.
+        let is_shard = object.hasattr(intern!(py, "to_local"))?;
+        Ok(dense && !is_shard && (is_wrapper || object.getattr(intern!(py, "is_meta"))?.is_truthy()?))
+    }
+
+    fn abstract_form(&mut self, index: usize, object: &Bound<'py, PyAny>) -> PyResult<Form> {
+        let py = object.py();
+        if !self.anywhere {
+            let name = self.names.describe(index, object);
+            return Err(NotOnCPU::new_err(format!("{name} has no memory of its own: materialize it first")));
+        }
+        let dtype = self.torch_dtype(index, object)?;
+        // The least that torch has to be able to do with it.
+        object.call_method0(intern!(py, "detach")).map_err(|error| self.refusal(index, object, error))?;
+        let device = object.getattr(intern!(py, "device"))?.str()?.to_string();
+        let place = self.places.iter().position(|place| *place == device).unwrap_or_else(|| {
+            self.places.push(device);
+            self.places.len() - 1
+        });
+        Ok(Form::Abstract(dtype, place as i32))
     }
 
     fn facts(&mut self, object: &Bound<'py, PyAny>) -> PyResult<TypeFacts> {
@@ -145,7 +220,7 @@ impl<'a, 'py> Extractor<'a, 'py> {
     fn extract_sparse(&mut self, index: usize, object: &Bound<'py, PyAny>) -> PyResult<Extracted> {
         let py = object.py();
         let terms = object.call_method0(intern!(py, "_values"))?;
-        let mut extracted = self.extract(index, &terms)?;
+        let mut extracted = Extracted { lent: false, ..self.extract(index, &terms)? };
         extracted.owners.push(terms.unbind());
         if !object.call_method0(intern!(py, "is_coalesced"))?.is_truthy()? {
             let sums = object.call_method0(intern!(py, "coalesce"))?.call_method0(intern!(py, "_values"))?;
@@ -157,8 +232,8 @@ impl<'a, 'py> Extractor<'a, 'py> {
         Ok(extracted)
     }
 
-    /// By `__dlpack__`: the tensor, the capsule that owns it, and whether it is read-only.
-    fn capsule(&self, index: usize, object: &Bound<'py, PyAny>, is_torch: bool) -> PyResult<(dlpack::Tensor, Py<PyAny>, bool)> {
+    /// By `__dlpack__`: the tensor and the capsule that owns it.
+    fn capsule(&self, index: usize, object: &Bound<'py, PyAny>, is_torch: bool) -> PyResult<Exported> {
         let py = object.py();
         let Some(device) = object.getattr_opt(intern!(py, "__dlpack_device__"))? else {
             return Err(PyTypeError::new_err(format!(
@@ -171,24 +246,40 @@ impl<'a, 'py> Extractor<'a, 'py> {
         let (kind, id) = device.call0().and_then(|device| device.extract::<(i32, i32)>()).map_err(broken)?;
         let device = Device { kind, id };
         self.check_device(index, object, device)?;
-        // torch refuses to export what requires a gradient, although its memory may be read.
-        let exporter = if is_torch { &object.call_method0(intern!(py, "detach"))? } else { object };
+        let exporter = if is_torch {
+            self.torch_dtype(index, object)?;
+            &bare(object).map_err(broken)?
+        } else {
+            object
+        };
         let arguments = PyDict::new(py);
         arguments.set_item(intern!(py, "max_version"), (dlpack::MAJOR, 0))?;
+        if self.writing {
+            arguments.set_item(intern!(py, "copy"), false)?;
+        }
         if !device.is_host() {
-            // No waiting between streams: what is launched later goes to the stream that is current then.
+            // A torch tensor, as nothing else is taken there. No waiting between streams: as with torch's own operations, what is launched
+            // later goes to the stream that is current then.
             arguments.set_item(intern!(py, "stream"), -1)?;
         }
+        let mut may_write = true;
         let versioned = exporter.call_method(intern!(py, "__dlpack__"), (), Some(&arguments));
         let exported = match versioned {
-            // Producers from before version 1 do not know the argument.
-            Err(error) if error.is_instance_of::<PyTypeError>(py) => exporter.call_method0(intern!(py, "__dlpack__")),
+            // Producers from before version 1 do not know these arguments, and cannot say whether their memory may be written. NumPy and torch
+            // export only what may; of others (JAX) we do not know.
+            Err(error) if error.is_instance_of::<PyTypeError>(py) => {
+                let array = object.is_instance(&py.import(intern!(py, "numpy"))?.getattr(intern!(py, "ndarray"))?)?;
+                let read_only = array && !object.getattr(intern!(py, "flags"))?.getattr(intern!(py, "writeable"))?.is_truthy()?;
+                may_write = is_torch || array && !read_only;
+                let exporter = if read_only { &seemingly_writable(object)? } else { exporter };
+                exporter.call_method0(intern!(py, "__dlpack__"))
+            }
             other => other,
         };
         let capsule = exported.and_then(|capsule| Ok(capsule.cast_into::<PyCapsule>()?)).map_err(broken)?;
         // The capsule is kept and never renamed, so it stays the owner and cleans up when it goes.
         let pointer = |name: &CStr| capsule.pointer_checked(Some(name));
-        let (tensor, read_only) = if let Ok(managed) = pointer(c"dltensor_versioned") {
+        let tensor = if let Ok(managed) = pointer(c"dltensor_versioned") {
             let managed = managed.cast::<ManagedTensorVersioned>();
             // SAFETY: the name says that the capsule holds this struct. Its version comes first and is checked before the rest is believed.
             let major = unsafe { (*managed.as_ptr()).version.major };
@@ -200,16 +291,23 @@ impl<'a, 'py> Extractor<'a, 'py> {
             }
             // SAFETY: a DLManagedTensorVersioned of our version, alive as long as the capsule.
             let managed = unsafe { managed.as_ref() };
-            (managed.tensor, managed.flags & dlpack::READ_ONLY != 0)
+            if self.writing && managed.flags & dlpack::IS_COPIED != 0 {
+                return Err(PyValueError::new_err(format!(
+                    "{} exports a copy of its elements, so what is written there would be lost: pass what shares its memory",
+                    self.names.describe(index, object)
+                )));
+            }
+            may_write = managed.flags & dlpack::READ_ONLY == 0;
+            managed.tensor
         } else {
             let managed = pointer(c"dltensor").map_err(broken)?.cast::<ManagedTensor>();
             // SAFETY: the name says that the capsule holds this struct.
-            let tensor = unsafe { managed.as_ref() }.tensor;
-            // It cannot say whether it may be written. NumPy and torch export only what may; of others (JAX) we do not know.
-            let numpy = object.get_type().module()?.to_string_lossy() == "numpy";
-            (tensor, !is_torch && !numpy)
+            unsafe { managed.as_ref() }.tensor
         };
-        Ok((tensor, capsule.into_any().unbind(), read_only))
+        if self.writing && !may_write {
+            return Err(PyValueError::new_err(format!("{} is read-only: pass a writable copy of it", self.names.describe(index, object))));
+        }
+        Ok(Exported { tensor, owner: Some(capsule.into_any().unbind()) })
     }
 
     fn view(&self, index: usize, object: &Bound<'py, PyAny>, tensor: &dlpack::Tensor) -> PyResult<View> {
@@ -234,23 +332,30 @@ impl<'a, 'py> Extractor<'a, 'py> {
             (4, 16, 1) => Ok(Dtype::Bf16),
             (5, 64, 1) => Ok(Dtype::C64),
             (5, 128, 1) => Ok(Dtype::C128),
-            _ => {
-                let name = self.names.describe(index, object);
-                Err(PyTypeError::new_err(format!(
-                    "{name} has an element type that normclip does not read: cast it, for example to float32"
-                )))
-            }
+            _ => Err(self.unknown_type(index, object)),
         }
+    }
+
+    /// The element type of a torch tensor, as torch tells it.
+    fn torch_dtype(&self, index: usize, object: &Bound<'py, PyAny>) -> PyResult<Dtype> {
+        match object.getattr(intern!(object.py(), "dtype"))?.str()?.to_str()? {
+            "torch.float16" => Ok(Dtype::F16),
+            "torch.bfloat16" => Ok(Dtype::Bf16),
+            "torch.float32" => Ok(Dtype::F32),
+            "torch.float64" => Ok(Dtype::F64),
+            "torch.complex64" => Ok(Dtype::C64),
+            "torch.complex128" => Ok(Dtype::C128),
+            _ => Err(self.unknown_type(index, object)),
+        }
+    }
+
+    fn unknown_type(&self, index: usize, object: &Bound<'py, PyAny>) -> PyErr {
+        let name = self.names.describe(index, object);
+        PyTypeError::new_err(format!("{name} has an element type that normclip does not read: cast it, for example to float32"))
     }
 
     fn check_device(&self, index: usize, object: &Bound<'py, PyAny>, device: Device) -> PyResult<()> {
         if device.is_host() {
-            return Ok(());
-        }
-        if self.anywhere
-            && let Some(tensor) = &self.torch_tensor
-            && object.is_instance(tensor)?
-        {
             return Ok(());
         }
         let name = self.names.describe(index, object);
@@ -258,20 +363,57 @@ impl<'a, 'py> Extractor<'a, 'py> {
             .getattr("device")
             .and_then(|place| place.str())
             .map_or_else(|_| format!("device {}:{}", device.kind, device.id), |place| place.to_string());
-        let message = format!("{name} is on {place}, and normclip reads CPU memory: move it with .cpu()");
-        Err(if self.anywhere { PyTypeError::new_err(message) } else { NotOnCPU::new_err(message) })
+        let is_torch = match &self.torch_tensor {
+            Some(tensor) => object.is_instance(tensor)?,
+            None => false,
+        };
+        if !is_torch {
+            return Err(PyTypeError::new_err(format!(
+                "{name} is on {place}, and of other libraries than torch normclip reads CPU memory: pass torch.from_dlpack of it"
+            )));
+        }
+        if self.anywhere {
+            return Ok(());
+        }
+        Err(NotOnCPU::new_err(format!("{name} is on {place}, and normclip reads CPU memory: move it with .cpu()")))
     }
 
-    /// The producer's own refusal, with the tensor's name and its first line. Interrupts pass as they are.
+    /// The producer's own refusal, with the tensor's name and its first line. Interrupts and a lack of memory pass as they are.
     fn refusal(&self, index: usize, object: &Bound<'py, PyAny>, error: PyErr) -> PyErr {
-        if !error.is_instance_of::<PyException>(object.py()) {
+        let py = object.py();
+        if !error.is_instance_of::<PyException>(py) || error.is_instance_of::<PyMemoryError>(py) {
             return error;
         }
-        let reason = error.value(object.py()).to_string();
+        let reason = error.value(py).to_string();
         let reason = reason.lines().next().unwrap_or_default();
         let name = self.names.describe(index, object);
         PyTypeError::new_err(format!("{name} gives no access to its memory ({reason}): pass a dense CPU tensor with data, such as a copy"))
     }
+}
+
+/// A torch tensor of the same memory that torch agrees to export: what requires a gradient, or is lazily conjugated, it refuses. The conjugate
+/// of a lazy conjugate is the memory as it is.
+fn bare<'py>(tensor: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    let py = tensor.py();
+    let detached = tensor.call_method0(intern!(py, "detach"))?;
+    let conjugate = detached.call_method0(intern!(py, "is_conj"))?.is_truthy()?;
+    if conjugate { detached.call_method0(intern!(py, "conj")) } else { Ok(detached) }
+}
+
+/// A NumPy array of the same memory that does not say that it is read-only: NumPy before version 2.1 exports no other.
+fn seemingly_writable<'py>(array: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    let py = array.py();
+    let interface = array.getattr(intern!(py, "__array_interface__"))?;
+    let (address, _) = interface.get_item(intern!(py, "data"))?.extract::<(usize, bool)>()?;
+    interface.set_item(intern!(py, "data"), (address, false))?;
+    let attributes = [(intern!(py, "__array_interface__"), interface)].into_py_dict(py)?;
+    let holder = py.import(intern!(py, "types"))?.call_method(intern!(py, "SimpleNamespace"), (), Some(&attributes))?;
+    py.import(intern!(py, "numpy"))?.call_method1(intern!(py, "asarray"), (holder,))
+}
+
+/// Whether there are elements and nowhere to read them.
+fn lacks_memory(tensor: &dlpack::Tensor) -> bool {
+    tensor.start().is_null() && !tensor.shape().contains(&0)
 }
 
 /// The function of a C exchange API that lends a tensor, if its version is ours.

@@ -30,6 +30,7 @@ pub(crate) struct TensorList {
     /// The first sparse tensor with repeated indices.
     uncoalesced: Option<usize>,
     torch: Vec<bool>,
+    lent: Vec<bool>,
 }
 
 #[pymethods]
@@ -156,6 +157,12 @@ impl TensorList {
         self.read.check_real().map_err(|error| self.names.fault(error, self.objects[error.index].bind(py)))
     }
 
+    /// Refuses tensors whose memory is no longer what it was when they were taken: to be called when code of others has run since then, and
+    /// before anything is written.
+    fn check_unchanged(&self, py: Python<'_>) -> PyResult<()> {
+        check_unchanged(py, &self.names, &self.objects, &self.lent, self.read.views())
+    }
+
     fn __len__(&self) -> usize {
         self.objects.len()
     }
@@ -166,7 +173,7 @@ impl TensorList {
     pub(crate) fn of(tensors: &Bound<'_, PyAny>, writable: bool) -> PyResult<Self> {
         let py = tensors.py();
         let tensors = listed(tensors, "tensors", intern!(py, "__dlpack__"))?;
-        Self::take(py, Names::Tensors("tensors"), tensors.iter().collect(), writable)
+        Self::take(py, Names::tensors("tensors"), tensors.iter().collect(), writable)
     }
 
     /// What is read.
@@ -193,7 +200,7 @@ impl TensorList {
             (cut(memory.reads, Access::Read)?, Some(cut(writes, Access::Write)?))
         };
         let objects = objects.into_iter().map(Bound::unbind).collect();
-        Ok(Self { names, objects, owners: memory.owners, read, write, uncoalesced, torch: memory.torch })
+        Ok(Self { names, objects, owners: memory.owners, read, write, uncoalesced, torch: memory.torch, lent: memory.lent })
     }
 
     fn change<'py, M: Map>(
@@ -244,6 +251,8 @@ pub(crate) struct Memory {
     pub(crate) owners: Vec<Py<PyAny>>,
     pub(crate) devices: Vec<Device>,
     pub(crate) torch: Vec<bool>,
+    /// Which are borrowed.
+    pub(crate) lent: Vec<bool>,
 }
 
 impl Memory {
@@ -251,8 +260,10 @@ impl Memory {
         let (mut reads, mut terms) = (Vec::<View>::with_capacity(objects.len()), Vec::<(usize, View)>::new());
         let mut owners = Vec::new();
         let (mut devices, mut torch) = (Vec::with_capacity(objects.len()), Vec::with_capacity(objects.len()));
+        let mut lent = Vec::with_capacity(objects.len());
         for (index, object) in objects.iter().enumerate() {
             let extracted = extractor.extract(index, object)?;
+            lent.push(extracted.lent);
             // Repeated indices are added up in new memory each time: by its terms the same tensor is known again.
             let earlier = terms.iter().find(|(_, known)| extracted.write.as_ref() == Some(known)).map(|(earlier, _)| *earlier);
             reads.push(earlier.map_or(extracted.read, |earlier| reads[earlier].clone()));
@@ -261,7 +272,16 @@ impl Memory {
             devices.push(extracted.device);
             torch.push(extracted.is_torch);
         }
-        Ok(Self { reads, terms, owners, devices, torch })
+        if extractor.ran_python() {
+            // Code of others may have freed what was borrowed before it ran. From here on none does.
+            for (index, object) in objects.iter().enumerate().filter(|(index, _)| lent[*index]) {
+                let Some((view, device)) = extractor.borrow(index, object)? else {
+                    return Err(extractor.names().changed(index, object));
+                };
+                (reads[index], devices[index]) = (view, device);
+            }
+        }
+        Ok(Self { reads, terms, owners, devices, torch, lent })
     }
 
     /// The first sparse tensor with repeated indices.
@@ -277,6 +297,18 @@ impl Memory {
         }
         views
     }
+}
+
+/// Refuses tensors that are lent and whose memory is no longer what it was, or has been freed.
+pub(crate) fn check_unchanged(py: Python<'_>, names: &Names, objects: &[Py<PyAny>], lent: &[bool], views: &[View]) -> PyResult<()> {
+    let mut extractor = Extractor::new(py, names, true)?.anywhere();
+    for (index, object) in objects.iter().enumerate().filter(|(index, _)| lent[*index]) {
+        let object = object.bind(py);
+        if !matches!(extractor.borrow(index, object), Ok(Some((view, _))) if view == views[index]) {
+            return Err(names.changed(index, object));
+        }
+    }
+    Ok(())
 }
 
 /// The gradients of a parameter, or of those parameters of an iterable that have one, and how to call them.

@@ -1,13 +1,15 @@
 //! How a tensor is called in an error: by its place in what the user passed.
 
+use std::borrow::Cow;
+
 use normclip_core::{Problem, TensorError};
-use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
 /// Where the tensors of a list come from.
 pub(crate) enum Names {
     /// They were passed themselves, under this name.
-    Tensors(&'static str),
+    Tensors(Cow<'static, str>),
     /// They are the gradients of the parameters at these positions.
     Grads(Vec<usize>),
     /// They are the parameters of an optimizer, each by its group and its place there, and each followed by its momentum buffer and its gradient.
@@ -15,6 +17,11 @@ pub(crate) enum Names {
 }
 
 impl Names {
+    /// Of tensors that were passed under this name.
+    pub(crate) fn tensors(name: impl Into<Cow<'static, str>>) -> Self {
+        Self::Tensors(name.into())
+    }
+
     /// The name of a tensor, as in `parameters[3].grad`.
     pub(crate) fn of(&self, index: usize) -> String {
         match self {
@@ -58,6 +65,14 @@ impl Names {
     pub(crate) fn uncoalesced(&self, index: usize, object: &Bound<'_, PyAny>) -> PyErr {
         PyValueError::new_err(format!(
             "{} is sparse with repeated indices, so its terms are not its elements: coalesce() it first",
+            self.describe(index, object)
+        ))
+    }
+
+    /// The Python error for a tensor that code of others has changed while it was in use.
+    pub(crate) fn changed(&self, index: usize, object: &Bound<'_, PyAny>) -> PyErr {
+        PyRuntimeError::new_err(format!(
+            "{} has got other memory since it was taken: a rule, or the __dlpack__ of another tensor, may not change it",
             self.describe(index, object)
         ))
     }
