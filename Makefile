@@ -51,7 +51,11 @@ kernels:  ## Time every kernel on every instruction set (criterion)
 clean:  ## Remove everything that was built
 	rm -rf $(VENV) target dist build
 
+# Without python3-venv, Debian's Python leaves an environment behind that has no pip: such a one is made anew, and none is left behind.
+HAS_PIP := $(BIN)/python -m pip --version >/dev/null 2>&1
+
 $(VENV)/.installed: $(SOURCES)
-	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	@$(HAS_PIP) || { $(PYTHON) -m venv --clear $(VENV) && $(HAS_PIP); } || { rm -rf $(VENV); \
+		echo "$(PYTHON) makes no virtual environment with pip. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[lint]'
 	touch $@

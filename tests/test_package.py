@@ -6,6 +6,7 @@ import importlib.resources
 import inspect
 import re
 import types
+from pathlib import Path
 
 import pytest
 
@@ -100,3 +101,10 @@ def test_stub_declares_what_classes_can_do(kind: type) -> None:
 def test_numpy_is_the_only_requirement() -> None:
     required = [line for line in importlib.metadata.requires("normclip") or [] if "extra ==" not in line]
     assert [re.split(r"[<>=!~ ]", line)[0] for line in required] == ["numpy"]
+
+
+def test_the_oldest_versions_are_those_that_are_tested() -> None:
+    required = (line.partition(";")[0].strip() for line in importlib.metadata.requires("normclip") or [])
+    floors = {line.replace(">=", "==") for line in required if not line.startswith("normclip")}
+    pins = (Path(__file__).parent / "oldest.txt").read_text(encoding="utf-8").splitlines()
+    assert floors == {line for line in pins if not line.startswith("#")}

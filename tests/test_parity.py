@@ -268,9 +268,10 @@ def test_finite_norms_are_no_errors() -> None:
 def test_sparse_gradients(coalesced: bool) -> None:
     grad = torch.sparse_coo_tensor([[0, 3, 3]], torch.tensor([3.0, 4.0, 8.0]), (5,), check_invariants=True)
     grad = grad.coalesce() if coalesced else grad
-    ours, torchs = parameters([grad, torch.ones(2)]), parameters([grad, torch.ones(2)])
+    # Of torch's versions, not all take norms of sparse tensors.
+    ours, torchs = parameters([grad, torch.ones(2)]), parameters([grad.to_dense(), torch.ones(2)])
     torch.testing.assert_close(normclip.clip_grad_norm_(ours, 1.0), utils.clip_grad_norm_(torchs, 1.0), rtol=1e-6, atol=0.0)
-    torch.testing.assert_close(ours[0].grad.to_dense(), torchs[0].grad.to_dense(), rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(ours[0].grad.to_dense(), torchs[0].grad, rtol=1e-6, atol=0.0)
 
 
 # Intended differences. Each test says what torch does, so that it fails when torch comes round.

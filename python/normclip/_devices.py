@@ -109,7 +109,7 @@ def part_of(taken: DeviceList, kind: int, number: int, indices: list[int], *, wr
         try:
             from normclip._cuda import CudaPart
         except ImportError:
-            pass  # torch without Triton, as on some platforms, or with one that is too old
+            pass  # torch without Triton, as on some platforms
         else:
             return CudaPart(taken, kind, number, indices)
     from normclip._torch import TorchPart

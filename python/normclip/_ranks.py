@@ -86,6 +86,8 @@ def gathered(rows: Array, group: ProcessGroup) -> Array:
         return rows[None]
     mine = torch.from_numpy(np.ascontiguousarray(rows).reshape(-1)).to(_device_of(group))
     all_ranks = mine.new_empty(size * mine.numel())
+    # If this raises, both tensors may go: gloo has withdrawn its buffers by then, which waits for its I/O thread to let go of them, and the
+    # work that failed holds the tensors until its own thread is done with it.
     dist.all_gather_into_tensor(all_ranks, mine, group=group)
     found: Array = all_ranks.cpu().numpy()
     return found.reshape(size, *rows.shape)

@@ -14,8 +14,3 @@ sum passes through fewer than 2^13 roundings of 2^-53: 1e-12 relative.
     change                chunks, in place
     elements              what they share: the table, the types, where elements are
 """
-
-import triton
-
-if tuple(int(number) for number in triton.__version__.split(".")[:2]) < (3, 4):
-    raise ImportError(f"the kernels need Triton 3.4, which comes with torch 2.8, and this is {triton.__version__}")
