@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from normclip import _core
 from normclip._backend import AnyNorm, Batch
 
 if TYPE_CHECKING:
@@ -78,7 +79,10 @@ def as_tensor(norm: AnyNorm, tensors: Batch) -> torch.Tensor:
         return norm.rounded
     import torch
 
-    return torch.tensor(norm, dtype=torch.float64 if tensors.is_double else torch.float32, device="cpu")
+    if tensors.is_double:
+        return torch.tensor(norm, dtype=torch.float64, device="cpu")
+    # To the nearest float32, subnormal ones too, whatever this thread is set to.
+    return _core.strictly(torch.tensor, norm, dtype=torch.float32, device="cpu")
 
 
 def as_given(norm: AnyNorm, tensors: Batch) -> torch.Tensor | float:

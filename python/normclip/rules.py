@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import numpy as np
 
 from normclip._collect import check_limit, check_not_negative, check_positive
+from normclip._core import strictly
 
 if TYPE_CHECKING:
     import torch
@@ -282,13 +283,17 @@ class DescentLimit(Rule):
 
 
 def evaluate(formula: Callable[[Any, Any], Any], scalar: Scalar) -> Scalar:
-    """A formula of the functions of numpy or torch and a scalar, in the scalar's type."""
+    """A formula of the functions of numpy or torch and a scalar, in the scalar's type. By numpy in IEEE arithmetic, whatever is set."""
     found: Any
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(scalar, torch.Tensor):
         found = formula(torch, scalar)
     else:
-        with np.errstate(all="ignore"):  # quotients by 0 are infinite, as in torch
-            found = np.asarray(formula(np, np.asarray(scalar)[()]))
-        found = found.astype(scalar.dtype)[()] if isinstance(scalar, np.generic) else float(found)
+        found = strictly(_by_numpy, formula, scalar)
     return cast("Scalar", found)
+
+
+def _by_numpy(formula: Callable[[Any, Any], Any], scalar: float | np.generic) -> float | np.generic:
+    with np.errstate(all="ignore"):  # quotients by 0 are infinite, as in torch
+        found = np.asarray(formula(np, np.asarray(scalar)[()]))
+        return cast("np.generic", found.astype(scalar.dtype)[()]) if isinstance(scalar, np.generic) else float(found)
