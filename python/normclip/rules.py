@@ -284,13 +284,10 @@ class DescentLimit(Rule):
 
 def evaluate(formula: Callable[[Any, Any], Any], scalar: Scalar) -> Scalar:
     """A formula of the functions of numpy or torch and a scalar, in the scalar's type. By numpy in IEEE arithmetic, whatever is set."""
-    found: Any
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(scalar, torch.Tensor):
-        found = formula(torch, scalar)
-    else:
-        found = strictly(_by_numpy, formula, scalar)
-    return cast("Scalar", found)
+        return cast("Scalar", formula(torch, scalar))
+    return cast("Scalar", strictly(_by_numpy, formula, scalar))
 
 
 def _by_numpy(formula: Callable[[Any, Any], Any], scalar: float | np.generic) -> float | np.generic:
