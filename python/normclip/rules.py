@@ -290,7 +290,7 @@ def evaluate(formula: Callable[[Any, Any], Any], scalar: Scalar) -> Scalar:
     return cast("Scalar", strictly(_by_numpy, formula, scalar))
 
 
-def _by_numpy(formula: Callable[[Any, Any], Any], scalar: float | np.generic) -> float | np.generic:
+def _by_numpy(formula: Callable[[Any, Any], Any], scalar: Any) -> Any:
     with np.errstate(all="ignore"):  # quotients by 0 are infinite, as in torch
         found = np.asarray(formula(np, np.asarray(scalar)[()]))
-        return cast("np.generic", found.astype(scalar.dtype)[()]) if isinstance(scalar, np.generic) else float(found)
+        return found.astype(scalar.dtype)[()] if isinstance(scalar, np.generic) else float(found)
