@@ -61,10 +61,10 @@ pub(crate) fn narrow_single(value: f32) -> u16 {
     if magnitude > 0x7f80_0000 { 0x7e00 } else { sign | bounded as u16 }
 }
 
-/// The number itself, or the NaN of results.
+/// The half itself, or the NaN of results.
 #[inline(always)]
-pub(crate) fn canonical_single(x: f32) -> f32 {
-    if x.is_nan() { f32::NAN } else { x }
+fn canonical_half(half: u16) -> u16 {
+    if half & 0x7fff > 0x7c00 { 0x7e00 } else { half }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -77,7 +77,7 @@ mod x86 {
     };
     use std::mem::transmute;
 
-    use super::{Simd, canonical_single};
+    use super::{Simd, canonical_half};
 
     /// AVX2, F16C and FMA.
     #[derive(Clone, Copy)]
@@ -124,8 +124,9 @@ mod x86 {
         fn narrow_singles(self, singles: [f32; 32]) -> [u16; 32] {
             // SAFETY: plain bits of the same size; `self` proves F16C.
             unsafe {
-                let singles: [__m256; 4] = transmute(singles.map(canonical_single));
-                transmute(singles.map(|eight| _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(eight)))
+                let singles: [__m256; 4] = transmute(singles);
+                let halves: [u16; 32] = transmute(singles.map(|eight| _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(eight)));
+                halves.map(canonical_half)
             }
         }
     }
@@ -151,9 +152,10 @@ mod x86 {
         fn narrow_singles(self, singles: [f32; 32]) -> [u16; 32] {
             // SAFETY: plain bits of the same size; `self` proves AVX-512 F.
             unsafe {
-                let [low, high]: [__m512; 2] = transmute(singles.map(canonical_single));
+                let [low, high]: [__m512; 2] = transmute(singles);
                 let narrow = |sixteen| _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(sixteen);
-                transmute([narrow(low), narrow(high)])
+                let halves: [u16; 32] = transmute([narrow(low), narrow(high)]);
+                halves.map(canonical_half)
             }
         }
     }
