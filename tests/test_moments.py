@@ -3,13 +3,17 @@
 import itertools
 import math
 import pickle
+import sys
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import normclip
 from normclip import Moments
 from support.oracle import assert_near, exact_norm, magnitudes
 from support.tensors import REAL_DTYPES, Recipe, recipes
@@ -135,10 +139,94 @@ def test_equality_and_hash() -> None:
     assert Moments() + a == a
 
 
-@pytest.mark.parametrize("array", [[0.0] * 12, [0.0] * 14, [-1.0] + [0.0] * 12, [0.5] + [0.0] * 12, [math.nan] + [0.0] * 12])
-def test_arrays_that_are_none(array: list[float]) -> None:
-    with pytest.raises(ValueError, match="number"):
+@pytest.mark.parametrize("array", [[0.0] * 12, [0.0] * 14])
+def test_arrays_of_another_length(array: list[float]) -> None:
+    with pytest.raises(ValueError, match=f"13 numbers, not {len(array)}"):
         Moments.from_array(array)
+
+
+@pytest.mark.parametrize(
+    ("places", "message"),
+    [
+        ({0: -1.0}, "counts"),
+        ({0: 2.5}, "counts"),
+        ({0: math.nan}, "counts"),
+        ({0: 1e300}, r"from 0 to 2\^53"),
+        ({0: 2.0**53 + 2}, r"from 0 to 2\^53"),
+        ({1: 4.0}, "more zeros than elements"),
+        ({2: 3.0, 3: 1.0}, "more NaN and infinities than elements"),
+        ({4: -7.0}, "not negative"),
+        ({5: -8.0}, "not negative"),
+        ({8: -1e-300}, "not negative"),
+        ({6: 1.0, 7: math.nan}, "second number"),
+        ({12: -4.0}, "largest absolute value is not negative"),
+        ({4: math.nan}, "no NaN was counted"),
+        ({12: math.nan}, "no NaN was counted"),
+        ({12: math.inf}, "no infinity was counted"),
+        ({12: 0.0}, "where, and only where, all elements are"),
+        ({1: 3.0}, "where, and only where, all elements are"),
+        ({0: 0.0, 1: 0.0, 12: 0.0}, "sums are 0"),
+    ],
+)
+def test_arrays_that_no_elements_have(places: dict[int, float], message: str) -> None:
+    array = Moments.of(np.array([3.0, 0.0, -4.0])).to_array()
+    for place, number in places.items():
+        array[place] = number
+    with pytest.raises(ValueError, match=message):
+        Moments.from_array(array)
+
+
+def test_replaced_elements_count_twice() -> None:
+    """NaN that were measured as 0 are zeros too, alone and together with others that were not replaced."""
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    parameter.grad = torch.tensor([math.nan, 0.0])
+    replaced = normclip.clip_grads_([parameter], 1.0, nonfinite="zero").stats.moments
+    for moments in (replaced, replaced + Moments.of(np.array([math.nan])), replaced + Moments.of(np.ones(1))):
+        assert same(Moments.from_array(moments.to_array()).to_array().tolist(), moments.to_array().tolist())
+
+
+def test_zeros_of_either_sign_have_one_hash() -> None:
+    a = Moments.of(np.array([3.0]))
+    array = a.to_array()
+    array[array == 0.0] = -0.0
+    b = Moments.from_array(array)
+    assert a == b
+    assert hash(a) == hash(b)
+    assert not np.signbit(b.to_array()).any()
+
+
+def check_huge(moments: Moments, values: list[float]) -> None:
+    n, exact = len(values), [Fraction(abs(value)) for value in values]
+    mean = sum(exact) / n
+    assert moments.mean_abs == pytest.approx(float(mean), rel=1e-14)
+    assert moments.l1 == (float(sum(exact)) if sum(exact) < Fraction(sys.float_info.max) else math.inf)
+    ratio = mean * mean / (sum(x * x for x in exact) / n)
+    assert moments.density == pytest.approx(float(ratio), rel=1e-14)
+    assert moments.sign_cosine == pytest.approx(math.sqrt(float(ratio * n / sum(x != 0 for x in exact))), rel=1e-14)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [8e307] * 4,
+        [8e307, 8e307, 8e307, 0.0],
+        [8e307, -8e307, 1e300, 1.0, 1e-300, 5e-324],
+        [2.0**960],
+        [2.0**959, 2.0**960],
+        [1.7e308],
+        [1e307] * 100 + [1.0] * 100,
+    ],
+)
+def test_sums_beyond_float64(values: list[float]) -> None:
+    """Figures are right wherever the L2 norm is finite, though Σ|x| may not be."""
+    check_huge(Moments.of(np.array(values)), values)
+    for size in (1, 2, 3):
+        parts = [Moments.of(np.array(values[at : at + size])) for at in range(0, len(values), size)]
+        check_huge(sum(parts, Moments()), values)
+        check_huge(Moments.from_array(sum(reversed(parts), Moments()).to_array()), values)
+    table = normclip.stats([np.array(values)], per_tensor=True).per_tensor
+    assert table is not None
+    assert table.mean_abs[0] == Moments.of(np.array(values)).mean_abs
 
 
 def test_moments_cannot_be_changed() -> None:

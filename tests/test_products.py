@@ -1,12 +1,13 @@
 """Inner products against exact sums."""
 
 import math
+import sys
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import normclip
@@ -24,7 +25,7 @@ def exact(x: torch.Tensor, y: torch.Tensor) -> tuple[Fraction, Fraction]:
 
 def assert_dot(measured: float, x: torch.Tensor, y: torch.Tensor) -> None:
     product, bound = exact(x, y)
-    assert abs(Fraction(measured) - product) <= Fraction(TOLERANCE) * bound + Fraction(math.ulp(0.0))
+    assert abs(Fraction(measured) - product) <= Fraction(TOLERANCE) * bound + Fraction(1e-300)
 
 
 sizes = st.integers(0, 300) | st.sampled_from([1023, 1024, 1025, 3000])
@@ -39,6 +40,26 @@ def test_any_pair(size: int, of_x: str, of_y: str, layout_x: str, layout_y: str,
     if x.shape != y.shape:
         y = Recipe(of_y, size, layout_x, "torch", seed=seed + 1).make()
     assert_dot(normclip.dot(x, y), x, y)
+
+
+# Exponents of 10, uniform over nearly all that float64 has.
+anywhere = st.builds(lambda exponent, sign: sign * 10.0**exponent, st.floats(-308, 308), st.sampled_from([-1.0, 1.0]))
+
+
+@given(st.lists(st.tuples(anywhere, anywhere, st.booleans()), min_size=1, max_size=6), st.integers(1, 3), st.booleans())
+def test_vectors_however_far_apart(terms: list[tuple[float, float, bool]], parts: int, single: bool) -> None:
+    """Small elements that meet large ones, so that neither vector can be brought into range without losing the other's."""
+    x = torch.tensor([x for x, _, _ in terms], dtype=torch.float64)
+    # Of about 1 together or with any product.
+    y = torch.tensor([y if free else math.copysign(min(1 / abs(x), 1.7e308), y) for x, y, free in terms], dtype=torch.float64)
+    x = x.clamp(-3e38, 3e38).float() if single else x
+    product, bound = exact(x, y)
+    assume(bound <= Fraction(sys.float_info.max))
+    measured = normclip.dot_stats(x.chunk(parts), y.chunk(parts))
+    assert_dot(measured.dot, x, y)
+    if 1e-280 < measured.norm_x < 1e280 and 1e-280 < measured.norm_y < 1e280:
+        norms = Fraction(measured.norm_x) * Fraction(measured.norm_y)
+        assert abs(Fraction(measured.cosine) - product / norms) <= Fraction(TOLERANCE) * bound / norms + Fraction(TOLERANCE)
 
 
 @pytest.mark.parametrize("dtype", REALS)
@@ -89,6 +110,15 @@ def test_a_lazy_negative() -> None:
         ([1e-200, 1e-200], [1e-200, 0.0], 0.0, math.sqrt(0.5)),
         ([3e153] * 5, [3e153] * 5, 4.5e307, 1.0),
         ([0.0, 0.0], [1.0, 1.0], 0.0, math.nan),
+        ([1e136, 0.0, 1.0], [0.0, 1e136, 1.0], 1.0, 1e-272),
+        ([5.7e-175, -1.3e19], [3.6e283, -1.7e18], 5.7e-175 * 3.6e283, 5.7 * 3.6 / 1.3 / 3.6 * 1e-194),
+        ([1e300, 1.0], [1e-300, 1e300], 1e300, 1e-300 + 1e-300),
+        ([1e-300, 1e-300], [1e300, 0.0], 1.0, math.sqrt(0.5)),
+        ([1e-200, 0.0], [1e-200, 1e-90], 0.0, 1e-110),
+        # Less than the product of the norms, which is beyond float64.
+        ([1e160, 1e160, 1e160], [9e147, 0.0, 0.0], 9e307, math.sqrt(1 / 3)),
+        # Not a number only where IEEE says so: products that overflow are not infinite together with an infinity.
+        ([math.inf, 1e300], [1.0, -1e300], math.inf, math.nan),
     ],
 )
 def test_magnitudes(x: list[float], y: list[float], product: float, cosine: float) -> None:

@@ -7,6 +7,7 @@ import types
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from normclip import _core
 from normclip._backend import AnyNorm, Batch
 
 if TYPE_CHECKING:
@@ -112,7 +113,12 @@ def as_tensor(norm: AnyNorm, tensors: Batch) -> torch.Tensor:
     if not isinstance(norm, float):
         return norm.rounded
     torch = import_torch()
-    found: Tensor = torch.tensor(norm, dtype=torch.float64 if tensors.is_double else torch.float32, device="cpu")
+    found: Tensor
+    if tensors.is_double:
+        found = torch.tensor(norm, dtype=torch.float64, device="cpu")
+    else:
+        # To the nearest float32, subnormal ones too, whatever this thread is set to.
+        found = _core.strictly(torch.tensor, norm, dtype=torch.float32, device="cpu")
     return found
 
 

@@ -1,5 +1,5 @@
-from collections.abc import Sequence
-from typing import Any, SupportsFloat, final
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, SupportsFloat, TypeVar, final
 
 import numpy as np
 import numpy.typing as npt
@@ -15,15 +15,22 @@ __all__ = [
     "collect_grads",
     "dot",
     "get_num_threads",
+    "hard_coefficient",
     "isa",
     "set_num_threads",
+    "strictly",
 ]
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
 
 __version__: str
 
 def get_num_threads() -> int: ...
 def set_num_threads(threads: int) -> None: ...
 def isa() -> str: ...
+def hard_coefficient(limit: float, norm: float, epsilon: float = 0.0) -> float: ...
+def strictly(function: Callable[_Arguments, _Result], /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result: ...
 def collect(tensors: Any, *, writable: bool = False) -> TensorList | DeviceList: ...
 def collect_grads(parameters: Any, *, writable: bool = False) -> TensorList | DeviceList: ...
 def dot(xs: Any, ys: Any) -> tuple[float, float, float, float]: ...

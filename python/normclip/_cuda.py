@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 
 from normclip._core import DeviceList
-from normclip._devices import Norm, Part, moved
+from normclip._devices import HUGE, SHRINK, Norm, Part, moved
 from normclip._triton import change, elements, measure, merge, pairs
 
 _WHAT = {
@@ -184,6 +184,7 @@ class CudaPart:
             )
             found = moments.cpu().numpy()
         rows[np.searchsorted(self._indices, table.indices)[:, None], _PLACES] = found
+        rows[rows[:, 12] >= HUGE, 4] *= SHRINK
         return rows
 
     def _measure(self, table: Table, order: float, what: int, *, columns: int, finite_only: bool = False) -> torch.Tensor:

@@ -28,6 +28,9 @@ _HOST = (1, 3)
 # That of tensors without memory, by which DLPack knows none.
 _ABSTRACT = -1
 
+# In an array of moments, Σ|x| is multiplied by this where the largest |x| is so large: see `Largest::unit` in rust/core/src/moments.rs.
+HUGE, SHRINK = 2.0**960, 2.0**-64
+
 
 @dataclass(frozen=True)
 class Norm:
@@ -171,8 +174,8 @@ class DeviceBatch:
         if limit == math.inf:
             return []
         if isinstance(norm, float):
-            size = norm + epsilon
-            return [] if size == 0.0 or limit / size >= 1.0 else self.scale_(limit / size)
+            coefficient = _core.hard_coefficient(limit, norm, epsilon)
+            return [] if coefficient == 1.0 else self.scale_(coefficient)
         exact = norm.exact if isinstance(norm, Norm) else norm.detach()
         return self._write(lambda part, _: part.clip_(limit, exact, epsilon))
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
+from normclip._core import strictly
+
 if TYPE_CHECKING:
     import torch
 
@@ -20,17 +22,21 @@ Scalar = TypeVar("Scalar", float, "np.floating[Any]", "torch.Tensor")
 
 
 def evaluate(formula: Callable[[Any, Any], Any], scalar: Scalar) -> Scalar:
-    """A formula of the functions of numpy or torch and a scalar, computed in float64 where there is that, in the scalar's type."""
-    found: Any
+    """A formula of the functions of numpy or torch and a scalar, computed in float64 where there is that, in the scalar's type.
+
+    By numpy in IEEE arithmetic, whatever the thread is set to.
+    """
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(scalar, torch.Tensor):
         found = formula(torch, scalar.float() if scalar.device.type == "mps" else scalar.double())
-        found = found.to(scalar.dtype) if scalar.is_floating_point() else found
-    else:
-        with np.errstate(all="ignore"):  # quotients by 0 are infinite, as in torch
-            found = np.asarray(formula(np, np.float64(scalar)))
-            found = found.astype(scalar.dtype)[()] if isinstance(scalar, np.floating) else float(found)
-    return cast("Scalar", found)
+        return cast("Scalar", found.to(scalar.dtype) if scalar.is_floating_point() else found)
+    return cast("Scalar", strictly(_by_numpy, formula, scalar))
+
+
+def _by_numpy(formula: Callable[[Any, Any], Any], scalar: Any) -> Any:
+    with np.errstate(all="ignore"):  # quotients by 0 are infinite, as in torch
+        found = np.asarray(formula(np, np.float64(scalar)))
+        return found.astype(scalar.dtype)[()] if isinstance(scalar, np.floating) else float(found)
 
 
 class Fraction:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from normclip._core import Moments
+from normclip._core import Moments, strictly
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +46,7 @@ def merged_norms(order: float) -> Merge:
         found = np.zeros(13)
         norms = rows[rows[:, 1] > 0.0, 0]
         if len(norms) > 0:
-            found[:2] = _joined(norms, order), 1.0
+            found[:2] = strictly(_joined, norms, order), 1.0
         return found
 
     return merge

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from normclip._devices import Norm, Part, moved
+from normclip._devices import HUGE, SHRINK, Norm, Part, moved
 
 _UP = 2.0**538
 _SAFE = (2.0**-900, 2.0**900)
@@ -77,7 +77,8 @@ class TorchPart:
             # In the scale in which the squares are safe: columns 6, 8 or 10 of the moments.
             scales = (_UP, 1.0, 1.0 / _UP) if self._wide == torch.float64 else (1.0,)
             squares = [(size * scale).square().sum() for scale in scales]
-            figures = torch.stack([count.to(self._wide) for count in (zeros, nans, infs)] + [size.sum(), largest, *squares]).tolist()
+            absolutes = torch.where(largest >= HUGE, (size * SHRINK).sum(), size.sum())
+            figures = torch.stack([count.to(self._wide) for count in (zeros, nans, infs)] + [absolutes, largest, *squares]).tolist()
             rows[index, :5] = x.numel(), *figures[:4]
             rows[index, 12] = figures[4]
             medium = figures[-1] if len(squares) == 1 else figures[6]

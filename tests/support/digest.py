@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import struct
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -37,8 +38,19 @@ def changes(recipe: Recipe) -> Iterator[Callable[[Any], None]]:
     if recipe.layout in WRITABLE_LAYOUTS:
         for factor in (0.3, 1e-42, 1e39):
             yield partial(normclip.scale_, factor=factor)
+        # By NaN where one of the elements is.
+        yield partial(normclip.clip_, rule=0.3)
         if recipe.dtype in REAL_DTYPES:
             yield partial(normclip.clamp_, limit=0.3)
+
+
+def patterns() -> Iterator[tuple[str, torch.Tensor]]:
+    """All 65 536 bit patterns of the half types, and as many of the others, NaN of all signs, payloads and kinds among them."""
+    halves = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    for dtype in ("float16", "bfloat16"):
+        yield dtype, halves.view(getattr(torch, dtype))
+    yield "float32", ((halves.to(torch.int32) << 16) + 1).view(torch.float32)
+    yield "float64", ((halves.to(torch.int64) << 48) + 1).view(torch.float64)
 
 
 def changed(tensor: Any, change: Callable[[Any], None]) -> str:
@@ -66,10 +78,11 @@ def main() -> None:
         tensors = [recipe.make(), NO_DOUBLES]
         norms = [normclip.total_norm(tensors, order).item().hex() for order in ORDERS]
         results[str(recipe)] = norms + [changed(recipe.make(), change) for change in changes(recipe)]
-    # All 65 536 bit patterns of the half types, NaN of all kinds among them.
-    for dtype in (torch.float16, torch.bfloat16):
-        halves = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
-        results[str(dtype)] = [changed(halves.clone(), change) for change in changes(Recipe())]
+    for dtype, tensor in patterns():
+        results[f"patterns of {dtype}"] = [changed(tensor.clone(), change) for change in changes(Recipe())] + [
+            hashlib.sha256(normclip.Moments.of(tensor).to_array()).hexdigest(),
+            hashlib.sha256(struct.pack("4d", *normclip.dot_stats(tensor, tensor.flip(0)))).hexdigest(),
+        ]
     results |= {f"steps of {dtype}": stepped(dtype) for dtype in REAL_DTYPES}
     print(json.dumps({"isa": normclip._core.isa(), "results": results}))  # noqa: T201
 

@@ -63,14 +63,16 @@ def _products(
             xx_large = tl.where(xx > SAFE_HIGH, xx_down, zero)
             yy_small = tl.where(yy < SAFE_LOW, yy_up, zero)
             yy_large = tl.where(yy > SAFE_HIGH, yy_down, zero)
-            # As large as the product of the norms at most, which says at which scale it is safe.
+            # Where all products are so small that what underflows counts, and where their sum comes close to overflow. Else they are summed
+            # as they are, however far apart the two vectors are: no product is more than Σ|xy|.
             bound = root_of(tl.where(xx_small + xx_large == 0.0, xx, zero), xx_small, xx_large)
             bound *= root_of(tl.where(yy_small + yy_large == 0.0, yy, zero), yy_small, yy_large)
             xx = tl.where((xx < SAFE_LOW) | (xx > SAFE_HIGH), zero, xx)
             yy = tl.where((yy < SAFE_LOW) | (yy > SAFE_HIGH), zero, yy)
             xy_small = tl.where(bound < SAFE_LOW, xy_up, zero)
-            xy_large = tl.where(bound > SAFE_HIGH, xy_down, zero)
-            xy = tl.where((bound < SAFE_LOW) | (bound > SAFE_HIGH), zero, xy)
+            kept = (bound >= SAFE_LOW) & (tl.abs(xy) <= SAFE_HIGH)
+            xy_large = tl.where(kept | (bound < SAFE_LOW), zero, xy_down)
+            xy = tl.where(kept, xy, zero)
     tl.store(place, xy)
     tl.store(place + stride, xx)
     tl.store(place + 2 * stride, yy)
@@ -118,8 +120,10 @@ def dot(partials, chunks, found, TYPES: tl.constexpr, LANES: tl.constexpr):
         xy_large = add_up(partials + 6 * stride, 0, chunks, LANES)
         x_norm = root_of(xx, add_up(partials + 4 * stride, 0, chunks, LANES), add_up(partials + 7 * stride, 0, chunks, LANES))
         y_norm = root_of(yy, add_up(partials + 5 * stride, 0, chunks, LANES), add_up(partials + 8 * stride, 0, chunks, LANES))
-    # Each factor of a scale goes with a norm, so that nothing overflows on the way. No norm is negative: NaN where one is 0.
-    cosine = xy_large * UP / x_norm * UP / y_norm + xy / x_norm / y_norm + xy_small * DOWN / x_norm * DOWN / y_norm
+    # Each norm at the scale of the part, so that nothing overflows on the way. No norm is negative: NaN where one is 0.
+    large = tl.where(xy_large == 0.0, 0.0, xy_large / (x_norm * DOWN) / (y_norm * DOWN))
+    small = tl.where(xy_small == 0.0, 0.0, xy_small / (x_norm * UP) / (y_norm * UP))
+    cosine = large + xy / x_norm / y_norm + small
     tl.store(found, xy_large * UP * UP + (xy + xy_small * DOWN * DOWN))
     tl.store(found + 1, x_norm)
     tl.store(found + 2, y_norm)

@@ -10,9 +10,9 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 
+use crate::compute::compute;
 use crate::extract::{Exported, Extractor, Form};
 use crate::names::Names;
-use crate::threads::team;
 
 /// A parameter: its group and its place there, the tensor, its gradient, its momentum buffer, if there is one, and whether that is new.
 type Member<'py> = (usize, usize, Bound<'py, PyAny>, Bound<'py, PyAny>, Option<Bound<'py, PyAny>>, bool);
@@ -67,8 +67,7 @@ impl Descent {
 
     /// The L2 norm of all gradients as one vector.
     fn norm(&self, py: Python<'_>) -> PyResult<f64> {
-        let team = team(py)?;
-        Ok(py.detach(|| norm(&self.gradients, 2.0, team)))
+        compute(py, |team| norm(&self.gradients, 2.0, team))
     }
 
     /// Takes a step with the gradients times the coefficient, by the settings of each parameter's group. Returns the tensors that were written.
@@ -77,9 +76,8 @@ impl Descent {
         let Some(numbers) = self.places.iter().map(numbers).collect::<Option<Vec<_>>>() else {
             return Err(PyValueError::new_err(format!("settings of {} groups, and there are more", settings.len())));
         };
-        let team = team(py)?;
         // SAFETY: that nobody else uses the memory meanwhile is up to the caller in Python, as with every in-place operation of torch.
-        py.detach(|| unsafe { update(&self.updates, move |member| numbers[member], team) });
+        compute(py, |team| unsafe { update(&self.updates, move |member| numbers[member], team) })?;
         PyList::new(py, &self.written)
     }
 }

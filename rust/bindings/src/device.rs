@@ -2,7 +2,7 @@
 //!
 //! Everything about the list is checked here, by the rules of `TensorList`. What leaves is numbers: addresses, lengths, element types.
 
-use normclip_core::{Access, Dtype, Moments as Totals, Problem, TensorError, View, repetitions};
+use normclip_core::{Access, Dtype, Moments as Totals, Problem, TensorError, View, repetitions, strict};
 use pyo3::exceptions::PyValueError;
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -163,11 +163,12 @@ impl DeviceList {
         groups: Vec<usize>,
     ) -> PyResult<(Moments, Vec<Moments>, Bound<'py, PyBytes>)> {
         let numbers: Vec<f64> = moments.as_chunks::<8>().0.iter().map(|bytes| f64::from_ne_bytes(*bytes)).collect();
-        let each: Vec<Totals> = numbers.as_chunks::<{ Totals::LEN }>().0.iter().map(|row| Totals::from_array(*row)).collect();
+        let rows = numbers.as_chunks::<{ Totals::LEN }>().0;
+        let each: Vec<Totals> = strict(|| rows.iter().map(|row| Totals::from_array(*row)).collect());
         if each.len() != self.objects.len() {
             return Err(PyValueError::new_err(format!("moments of {} tensors, and there are {}", each.len(), self.objects.len())));
         }
-        let (all, grouped, table) = tabulate(&each, &self.first_of, &groups);
+        let (all, grouped, table) = strict(|| tabulate(&each, &self.first_of, &groups));
         Ok((all, grouped, PyBytes::new(py, &table)))
     }
 

@@ -7,10 +7,10 @@ use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
 
+use crate::compute::compute;
 use crate::extract::{Exported, Extractor, Form};
 use crate::list::listed;
 use crate::names::Names;
-use crate::threads::team;
 
 /// Σxy, √Σx², √Σy² and the cosine of two tensors, or of the tensors of two iterables, in one read of both.
 #[pyfunction]
@@ -45,11 +45,13 @@ pub(crate) fn dot(xs: &Bound<'_, PyAny>, ys: &Bound<'_, PyAny>) -> PyResult<(f64
         }
         pairs.push(pair(index, objects, exported, &names)?);
     }
-    let team = team(py)?;
-    let products = py.detach(|| normclip_core::dot(&Arc::new(Pairs::new(pairs)), team));
+    let found = compute(py, |team| {
+        let products = normclip_core::dot(&Arc::new(Pairs::new(pairs)), team);
+        (products.xy.value(), products.xx.norm(), products.yy.norm(), products.cosine())
+    });
     // The memory was in use until here.
     drop(owners);
-    Ok((products.xy.value(), products.xx.norm(), products.yy.norm(), products.cosine()))
+    found
 }
 
 fn export<'py>(side: &mut Extractor<'_, 'py>, index: usize, object: &Bound<'py, PyAny>) -> PyResult<(Exported, Dtype)> {

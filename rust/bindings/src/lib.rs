@@ -2,12 +2,14 @@
 //!
 //! ```text
 //! list · dot · descent · moments   the operations, and what they give
+//! compute    the door to the core, in IEEE arithmetic
 //! device     what the kernels of other devices need to know
 //! extract    a Python object → View, by DLPack
 //! dlpack     the C structs            names     how a tensor is called in an error
 //! threads    how many, which instruction set
 //! ```
 
+mod compute;
 mod descent;
 mod device;
 mod dlpack;
@@ -23,6 +25,8 @@ use pyo3::prelude::*;
 /// The Rust side of normclip. Private: import from `normclip`.
 #[pymodule]
 mod _core {
+    #[pymodule_export]
+    use super::compute::{hard_coefficient, strictly};
     #[pymodule_export]
     use super::descent::Descent;
     #[pymodule_export]

@@ -10,11 +10,11 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyString};
 
+use crate::compute::{compute, hard_coefficient};
 use crate::dlpack::Device;
 use crate::extract::Extractor;
 use crate::moments::{Moments, tabulate};
 use crate::names::Names;
-use crate::threads::team;
 
 /// The memory of some tensors. Everything about them is checked when it is made, so that no operation fails halfway.
 #[pyclass(frozen, module = "normclip._core")]
@@ -70,8 +70,7 @@ impl TensorList {
 
     /// The norm of all elements as one vector.
     fn norm(&self, py: Python<'_>, order: f64) -> PyResult<f64> {
-        let team = team(py)?;
-        Ok(py.detach(|| norm(&self.read, order, team)))
+        compute(py, |team| norm(&self.read, order, team))
     }
 
     /// The moments of all; those of each group, for the group number of each tensor; and a table of float64, a row a tensor: count, zeros,
@@ -83,46 +82,39 @@ impl TensorList {
         groups: Vec<usize>,
         finite_only: bool,
     ) -> PyResult<(Moments, Vec<Moments>, Bound<'py, PyBytes>)> {
-        let team = team(py)?;
-        let (all, grouped, table) = py.detach(|| {
+        let (all, grouped, table) = compute(py, |team| {
             let each = reduce(&self.read, Statistics { finite_only }, team);
             tabulate(&each, self.read.first_of(), &groups)
-        });
+        })?;
         Ok((all, grouped, PyBytes::new(py, &table)))
     }
 
     /// The moments of each tensor, as rows of 13 float64.
     #[pyo3(signature = (*, finite_only = false))]
     fn moments<'py>(&self, py: Python<'py>, finite_only: bool) -> PyResult<Bound<'py, PyBytes>> {
-        let team = team(py)?;
-        let each = py.detach(|| reduce(&self.read, Statistics { finite_only }, team));
-        let rows: Vec<u8> = each.iter().flat_map(Totals::to_array).flat_map(f64::to_ne_bytes).collect();
+        let rows = compute(py, |team| {
+            let each = reduce(&self.read, Statistics { finite_only }, team);
+            each.iter().flat_map(Totals::to_array).flat_map(f64::to_ne_bytes).collect::<Vec<u8>>()
+        })?;
         Ok(PyBytes::new(py, &rows))
     }
 
     /// Name, number of NaN and number of infinities of each tensor that has some.
     fn nonfinite(&self, py: Python<'_>) -> PyResult<Vec<(String, u64, u64)>> {
-        let team = team(py)?;
-        let found = py.detach(|| nonfinite(&self.read, team));
+        let found = compute(py, |team| nonfinite(&self.read, team))?;
         Ok(found.into_iter().map(|(index, counts)| (self.names.of(index), counts.nans, counts.infs)).collect())
     }
 
     /// Reads all bytes with the lightest kernel there is, for benchmarks to compare with. Returns their number.
     fn read(&self, py: Python<'_>) -> PyResult<usize> {
-        let team = team(py)?;
-        py.detach(|| reduce(&self.read, MaxAbs, team));
+        compute(py, |team| reduce(&self.read, MaxAbs, team))?;
         Ok(self.read.bytes())
     }
 
     /// Scales a vector of this norm to the limit, by limit / (norm + epsilon), if that is below 1. Returns the torch tensors that were written.
     fn clip_<'py>(&self, py: Python<'py>, limit: f64, norm: f64, epsilon: f64) -> PyResult<Bound<'py, PyList>> {
-        let size = norm + epsilon;
-        let coefficient = limit / size;
-        // Not `coefficient < 1`: NaN has to reach the elements.
-        if limit == f64::INFINITY || size == 0.0 || coefficient >= 1.0 {
-            return Ok(PyList::empty(py));
-        }
-        self.scale_(py, coefficient)
+        let coefficient = hard_coefficient(limit, norm, epsilon);
+        if coefficient == 1.0 { Ok(PyList::empty(py)) } else { self.scale_(py, coefficient) }
     }
 
     /// Multiplies all elements. Returns the torch tensors that were written.
@@ -211,10 +203,9 @@ impl TensorList {
         let Some(write) = &self.write else {
             return Err(PyRuntimeError::new_err("this TensorList was made for reading: make it with writable=True"));
         };
-        let team = team(py)?;
         // SAFETY: `write` was made for writing. That nobody else uses the memory meanwhile is up to the caller in Python, as with every
         // in-place operation of NumPy and torch.
-        let changed = py.detach(|| unsafe { apply_each(write, map_of, team) });
+        let changed = compute(py, |team| unsafe { apply_each(write, map_of, team) })?;
         // A repetition is written with the tensor that it repeats, and may have a version counter of its own.
         let repetitions =
             write.first_of().iter().enumerate().filter(|(_, first)| first.is_some_and(|first| changed.binary_search(&first).is_ok()));

@@ -1,14 +1,14 @@
 //! `Moments`: the totals that statistics are derived from.
 
 use normclip_core::kernels::Statistics;
-use normclip_core::{Merge, Moments as Totals, merged, reduce};
+use normclip_core::{Merge, Moments as Totals, merged, reduce, strict};
 use pyo3::exceptions::PyValueError;
 use pyo3::intern;
 use pyo3::prelude::*;
 
+use crate::compute::compute;
 use crate::device::collect;
 use crate::list::TensorList;
-use crate::threads::team;
 
 /// What the statistics of a vector are derived from: counts, sums and the largest absolute value. Immutable.
 ///
@@ -22,8 +22,20 @@ use crate::threads::team;
 ///     >>> whole.l2, whole.l1, whole.linf, whole.count, whole.zeros
 ///     (5.0, 7.0, 4.0, 3, 1)
 #[pyclass(frozen, eq, module = "normclip")]
-#[derive(PartialEq)]
 pub(crate) struct Moments(pub(crate) Totals);
+
+impl PartialEq for Moments {
+    fn eq(&self, other: &Self) -> bool {
+        strict(|| self.0 == other.0)
+    }
+}
+
+impl Moments {
+    /// What follows from the totals.
+    fn derived<T>(&self, from: impl FnOnce(&Totals) -> T) -> T {
+        strict(|| from(&self.0))
+    }
+}
 
 #[pymethods]
 impl Moments {
@@ -47,8 +59,8 @@ impl Moments {
             let moments = py.import(intern!(py, "normclip._backend"))?.call_method1(intern!(py, "moments"), (taken,))?;
             return Ok(Self(moments.cast::<Self>()?.get().0));
         };
-        let (tensors, team) = (tensors.get(), team(py)?);
-        Ok(Self(py.detach(|| merged(reduce(tensors.tensors(), Statistics { finite_only: false }, team)))))
+        let tensors = tensors.get().tensors();
+        compute(py, |team| merged(reduce(tensors, Statistics { finite_only: false }, team))).map(Self)
     }
 
     /// What :meth:`to_array` has made.
@@ -57,23 +69,23 @@ impl Moments {
     ///     array: 13 numbers.
     ///
     /// Raises:
-    ///     ValueError: There are more or fewer, or the first four are no counts.
+    ///     ValueError: There are more or fewer, or no elements have such moments; the message says why.
     #[staticmethod]
     fn from_array(array: Vec<f64>) -> PyResult<Self> {
         let numbers: [f64; Totals::LEN] = array
             .try_into()
             .map_err(|array: Vec<f64>| PyValueError::new_err(format!("Moments are {} numbers, not {}", Totals::LEN, array.len())))?;
-        if !numbers[..4].iter().all(|count| *count >= 0.0 && count.fract() == 0.0) {
-            return Err(PyValueError::new_err("the first four numbers of Moments are counts, whole and not negative"));
-        }
-        Ok(Self(Totals::from_array(numbers)))
+        let moments = strict(|| Totals::check(&numbers).map(|()| Totals::from_array(numbers)));
+        let refusal =
+            |rule| PyValueError::new_err(format!("the numbers {numbers:?} are no moments: {rule}; pass what to_array() has made"));
+        moments.map(Self).map_err(refusal)
     }
 
-    /// A float64 array of 13 numbers: count, zeros, NaN, infinities; Σ|x| as the unevaluated sum of two numbers; Σx² as three such pairs,
-    /// of blocks of tiny elements (times 2^1076), of ordinary ones and of blocks with huge ones (times 2^-1076); max|x|. Counts are exact
-    /// to 2^53.
+    /// A float64 array of 13 numbers: count, zeros, NaN, infinities; Σ|x| as the unevaluated sum of two numbers, times 2^-64 where max|x| is
+    /// 2^960 or more; Σx² as three such pairs, of blocks of tiny elements (times 2^1076), of ordinary ones and of blocks with huge ones (times
+    /// 2^-1076); max|x|. Counts are exact to 2^53.
     fn to_array<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        py.import(intern!(py, "numpy"))?.call_method1(intern!(py, "array"), (self.0.to_array().to_vec(),))
+        py.import(intern!(py, "numpy"))?.call_method1(intern!(py, "array"), (self.derived(Totals::to_array).to_vec(),))
     }
 
     /// Number of elements.
@@ -103,65 +115,65 @@ impl Moments {
     /// The norm Σ|x|.
     #[getter]
     fn l1(&self) -> f64 {
-        self.0.l1()
+        self.derived(Totals::l1)
     }
 
     /// The norm √Σx².
     #[getter]
     fn l2(&self) -> f64 {
-        self.0.l2()
+        self.derived(Totals::l2)
     }
 
     /// The norm max|x|.
     #[getter]
     fn linf(&self) -> f64 {
-        self.0.linf()
+        self.derived(Totals::linf)
     }
 
     /// √(Σx² / count), NaN for no elements.
     #[getter]
     fn rms(&self) -> f64 {
-        self.0.rms()
+        self.derived(Totals::rms)
     }
 
     /// Σ|x| / count, NaN for no elements.
     #[getter]
     fn mean_abs(&self) -> f64 {
-        self.0.mean_abs()
+        self.derived(Totals::mean_abs)
     }
 
     /// The cosine of x and sign(x), Σ|x| / (√(count - zeros) √Σx²); NaN for a zero or non-finite vector.
     #[getter]
     fn sign_cosine(&self) -> f64 {
-        self.0.sign_cosine()
+        self.derived(Totals::sign_cosine)
     }
 
     /// The gradient density (Σ|x|)² / (count Σx²) of Bernstein et al. 2018; NaN for a zero or non-finite vector.
     #[getter]
     fn density(&self) -> f64 {
-        self.0.density()
+        self.derived(Totals::density)
     }
 
     fn __add__(&self, other: &Self) -> Self {
-        Self(merged([self.0, other.0]))
+        Self(strict(|| merged([self.0, other.0])))
     }
 
     fn __hash__(&self) -> u64 {
-        self.0.to_array().iter().fold(0, |hash: u64, number| hash.rotate_left(5) ^ number.to_bits())
+        self.derived(Totals::to_array).iter().fold(0, |hash: u64, number| hash.rotate_left(5) ^ number.to_bits())
     }
 
     fn __repr__(&self) -> String {
         let Totals { count, zeros, nans, infs, .. } = self.0;
         format!(
             "Moments(count={count}, zeros={zeros}, nans={nans}, infs={infs}, l1={:?}, l2={:?}, linf={:?})",
-            self.0.l1(),
-            self.0.l2(),
-            self.0.linf()
+            self.l1(),
+            self.l2(),
+            self.linf()
         )
     }
 
     fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<(Bound<'py, PyAny>, (Vec<f64>,))> {
-        Ok((slf.get_type().getattr("from_array")?, (slf.get().0.to_array().to_vec(),)))
+        Ok((slf.get_type().getattr("from_array")?, (slf.get().derived(Totals::to_array).to_vec(),)))
     }
 }
 

@@ -9,7 +9,6 @@ use crate::kernels::{GATHER, Products, dot as dot_block};
 use crate::memory;
 use crate::moments::merged;
 use crate::pool::Team;
-use crate::strict::StrictFloats;
 use crate::view::View;
 
 /// Pairs of tensors, each described together by [`View::together`]. The same pair of memory twice counts once.
@@ -35,7 +34,6 @@ impl Pairs {
 ///
 /// The result has the same bits for any team.
 pub fn dot(pairs: &Arc<Pairs>, team: Team) -> Products {
-    let _strict = StrictFloats::enter();
     let team = team.for_bytes(pairs.bytes);
     let shared = Arc::clone(pairs);
     let spans = team.map(pairs.cut.spans(), move |span| {

@@ -2,7 +2,8 @@
 //!
 //! Contract: `wide` is exact for every type (f16, bf16, f32 and f64 all fit in f64), roundings are to nearest even.
 //! All conversions are branch-free integer and float operations, so that they vectorize on every instruction set and give the
-//! same bits on each.
+//! same bits on each. A NaN that is rounded, or comes out of a product, is the positive quiet one without payload, whatever it was or came
+//! of. Which of two NaN hardware hands on, and with which sign it makes one, depends on the instruction.
 
 use std::ops::{Add, Mul, Sub};
 
@@ -183,9 +184,8 @@ impl Bf16 {
     pub fn from_f32(value: f32) -> Self {
         let bits = value.to_bits();
         let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
-        // Rounding could carry a NaN over to zero: keep its top bits and make it quiet.
-        let nan = (bits >> 16) | 0x40;
-        Self(if bits & 0x7fff_ffff > 0x7f80_0000 { nan } else { rounded } as u16)
+        // Rounding could carry a NaN over to zero.
+        Self(if bits & 0x7fff_ffff > 0x7f80_0000 { 0x7fc0 } else { rounded as u16 })
     }
 }
 
@@ -317,7 +317,8 @@ macro_rules! float_element {
             }
             #[inline(always)]
             fn narrow(value: f64) -> Self {
-                value as Self
+                let value = value as Self;
+                if value.is_nan() { Self::NAN } else { value }
             }
             #[inline(always)]
             fn factor(coefficient: f64) -> Self {
@@ -325,7 +326,8 @@ macro_rules! float_element {
             }
             #[inline(always)]
             fn times(self, factor: Self) -> Self {
-                self * factor
+                let product = self * factor;
+                if product.is_nan() { Self::NAN } else { product }
             }
             #[inline(always)]
             fn load<S: Simd>(_simd: S, row: [Self; 32]) -> [f64; 32] {

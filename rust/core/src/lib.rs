@@ -14,7 +14,8 @@
 //! ```
 //!
 //! A file knows those below it. Results have the same bits for every number of threads and every instruction set: blocks, lanes and the
-//! order in which totals merge are fixed, and there are no atomics in the arithmetic.
+//! order in which totals merge are fixed, and there are no atomics in the arithmetic. The arithmetic is IEEE's, as Rust assumes it: a caller
+//! whose thread may be set otherwise comes in through [`strict()`].
 
 mod apply;
 mod blocks;
@@ -41,9 +42,10 @@ pub use dtype::{Bf16, Dtype, Element, F16};
 pub use error::{Problem, TensorError};
 pub use isa::{Isa, IsaError, Op};
 pub use moments::{Largest, Merge, Moments, Smallest, Squares, Sum, merged};
-pub use norm::{nonfinite, norm};
+pub use norm::{hard_coefficient, nonfinite, norm};
 pub use pool::Team;
 pub use reduce::reduce;
 pub use simd::Simd;
+pub use strict::strict;
 pub use update::{Updates, update};
 pub use view::View;

@@ -56,10 +56,10 @@ impl Sum {
         }
     }
 
-    /// The nearest f64.
+    /// The nearest f64. NaN has the same bits everywhere, which hardware does not give it.
     pub fn value(self) -> f64 {
         // `low` is at most half a unit of `high`, so `high` is the rounded sum already. It is NaN or inf when the sum is.
-        self.high
+        if self.high.is_nan() { f64::NAN } else { self.high }
     }
 
     /// √ of the sum.
@@ -134,7 +134,7 @@ impl Squares {
     /// The sum itself, for what is not squares but products of two vectors.
     pub fn value(&self) -> f64 {
         let [small, medium, large] = [self.small, self.medium, self.large].map(Sum::value);
-        large * Self::UP * Self::UP + (medium + small * Self::DOWN * Self::DOWN)
+        canonical(large * Self::UP * Self::UP + (medium + small * Self::DOWN * Self::DOWN))
     }
 
     /// √Σx².
@@ -182,6 +182,16 @@ impl Merge for Largest {
     }
 }
 
+impl Largest {
+    /// The unit of a sum of absolute values up to this one: 1, or where they are huge 2⁶⁴, so that any number of them fits.
+    pub fn unit(self) -> f64 {
+        const HUGE: f64 = f64::from_bits((1023 + 960) << 52);
+        const UNIT: f64 = f64::from_bits((1023 + 64) << 52);
+        // NaN is above all numbers.
+        if self.0 < HUGE { 1.0 } else { UNIT }
+    }
+}
+
 /// The smaller of absolute values; NaN beats all numbers. Infinity where there are none.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Smallest(pub f64);
@@ -208,7 +218,7 @@ pub struct Moments {
     pub nans: u64,
     /// Elements that are inf or −inf.
     pub infs: u64,
-    /// Σ|x|.
+    /// Σ|x| in the unit that [`Largest::unit`] gives for `largest`.
     pub sum_abs: Sum,
     /// Σx².
     pub squares: Squares,
@@ -225,9 +235,12 @@ impl Merge for Moments {
         self.zeros += other.zeros;
         self.nans += other.nans;
         self.infs += other.infs;
-        self.sum_abs.merge(&other.sum_abs);
-        self.squares.merge(&other.squares);
+        // The unit never becomes smaller. Beside a total in a larger one, what a sum loses by the change is nothing.
+        let (unit, other_unit) = (self.largest.unit(), other.largest.unit());
         self.largest.merge(&other.largest);
+        self.sum_abs = self.sum_abs.times(unit / self.largest.unit());
+        self.sum_abs.merge(&other.sum_abs.times(other_unit / self.largest.unit()));
+        self.squares.merge(&other.squares);
     }
 }
 
@@ -237,7 +250,7 @@ impl Moments {
 
     /// Σ|x|.
     pub fn l1(&self) -> f64 {
-        self.sum_abs.value()
+        self.sum_abs.times(self.largest.unit()).value()
     }
 
     /// √Σx².
@@ -247,7 +260,7 @@ impl Moments {
 
     /// max|x|.
     pub fn linf(&self) -> f64 {
-        self.largest.0
+        canonical(self.largest.0)
     }
 
     /// √(Σx² / count); NaN for no elements.
@@ -258,7 +271,7 @@ impl Moments {
 
     /// Σ|x| / count; NaN for no elements.
     pub fn mean_abs(&self) -> f64 {
-        self.sum_abs.over(number(self.count)).value()
+        self.sum_abs.over(number(self.count)).times(self.largest.unit()).value()
     }
 
     /// cos(sign x, x) = Σ|x| / (√(count − zeros) · √Σx²), with sign(0) = 0; NaN for a zero or non-finite vector.
@@ -274,16 +287,44 @@ impl Moments {
     /// Σ|x| / √Σx².
     fn ratio(&self) -> Sum {
         let (root, scale) = self.squares.root();
-        if self.l2().is_finite() && root.value() > 0.0 { self.sum_abs.times(1.0 / scale).over(root) } else { Sum::of(f64::NAN) }
+        let defined = self.l2().is_finite() && root.value() > 0.0;
+        if defined { self.sum_abs.times(1.0 / scale).over(root).times(self.largest.unit()) } else { Sum::of(f64::NAN) }
     }
 
-    /// count, zeros, nans, infs; Σ|x| as two numbers; Σx² at three scales as six; max|x|.
+    /// count, zeros, nans, infs; Σ|x| in its unit as two numbers; Σx² at three scales as six; max|x|.
     pub fn to_array(&self) -> [f64; Self::LEN] {
         let Squares { small, medium, large } = self.squares;
         let [count, zeros, nans, infs] = [self.count, self.zeros, self.nans, self.infs].map(|count| count as f64);
         let sums = [self.sum_abs, small, medium, large];
         let [a, s, m, l] = sums;
-        [count, zeros, nans, infs, a.high, a.low, s.high, s.low, m.high, m.low, l.high, l.low, self.largest.0]
+        let array = [count, zeros, nans, infs, a.high, a.low, s.high, s.low, m.high, m.low, l.high, l.low, self.largest.0];
+        array.map(canonical)
+    }
+
+    /// What is wrong with numbers that [`Moments::to_array`] has not made, if anything is seen to be.
+    ///
+    /// # Errors
+    /// The rule that they break.
+    pub fn check(array: &[f64; Self::LEN]) -> Result<(), &'static str> {
+        let [count, zeros, nans, infs, sums @ .., largest] = *array;
+        let most = (1u64 << 53) as f64;
+        let is_count = |number: f64| (0.0..=most).contains(&number) && number.fract() == 0.0;
+        // NaN and infinities that were measured as 0 are counted with the zeros too.
+        let counts = [count, zeros, nans, infs].into_iter().all(is_count);
+        let pairs = sums.as_chunks::<2>().0;
+        let is_sum = |&[high, low]: &[f64; 2]| high.is_nan() || high == f64::INFINITY || (high >= 0.0 && low.abs() <= high);
+        let rules = [
+            (counts, "the first four are counts: whole, from 0 to 2^53"),
+            (zeros <= count, "there are more zeros than elements"),
+            (nans + infs <= count, "there are more NaN and infinities than elements"),
+            (pairs.iter().all(is_sum), "sums of absolute values and squares are not negative, and the second number of each is small"),
+            (largest.is_nan() || largest >= 0.0, "the largest absolute value is not negative"),
+            (nans > 0.0 || !array.iter().any(|number| number.is_nan()), "there is NaN in what no NaN was counted for"),
+            (infs > 0.0 || largest != f64::INFINITY, "the largest absolute value is infinite, and no infinity was counted"),
+            ((largest == 0.0) == (zeros == count), "the largest absolute value is 0 where, and only where, all elements are"),
+            (largest != 0.0 || sums.iter().all(|sum| *sum == 0.0), "sums are 0 where all elements are"),
+        ];
+        rules.into_iter().find(|(holds, _)| !holds).map_or(Ok(()), |(_, rule)| Err(rule))
     }
 
     /// What [`Moments::to_array`] has made.
@@ -291,10 +332,15 @@ impl Moments {
         let [count, zeros, nans, infs, rest @ ..] = array;
         let [count, zeros, nans, infs] = [count, zeros, nans, infs].map(|count| count as u64);
         let [ah, al, sh, sl, mh, ml, lh, ll, largest] = rest;
-        let sum = |high, low| Sum { high, low };
+        let sum = Sum::new;
         let squares = Squares { small: sum(sh, sl), medium: sum(mh, ml), large: sum(lh, ll) };
         Self { count, zeros, nans, infs, sum_abs: sum(ah, al), squares, largest: Largest(largest) }
     }
+}
+
+/// The number with the bits that all equal ones get: −0 is 0, and NaN is one.
+pub(crate) fn canonical(number: f64) -> f64 {
+    if number.is_nan() { f64::NAN } else { number + 0.0 }
 }
 
 fn number(count: u64) -> Sum {

@@ -7,10 +7,9 @@ use std::sync::Arc;
 
 use crate::blocks::Tensors;
 use crate::kernels::{Abs, Count, Counts, Integer, Kernel, MaxAbs, MinAbs, Real, SumOf, SumPowers, SumSquares};
-use crate::moments::merged;
+use crate::moments::{canonical, merged};
 use crate::pool::Team;
 use crate::reduce::reduce;
-use crate::strict::StrictFloats;
 
 /// ‖x‖ of the given order: (Σ|x|^p)^(1/p), max|x| for ∞, min|x| for −∞, the number of elements that are not 0 for 0.
 ///
@@ -19,8 +18,7 @@ pub fn norm(tensors: &Arc<Tensors>, order: f64, team: Team) -> f64 {
     if tensors.is_empty() {
         return 0.0;
     }
-    let _strict = StrictFloats::enter();
-    if order == 2.0 {
+    canonical(if order == 2.0 {
         total(tensors, SumSquares, team).norm()
     } else if order == 1.0 {
         total(tensors, SumOf(Abs), team).value()
@@ -37,7 +35,15 @@ pub fn norm(tensors: &Arc<Tensors>, order: f64, team: Team) -> f64 {
         total(tensors, SumPowers(Integer::<4>), team).norm()
     } else {
         total(tensors, SumPowers(Real(order)), team).norm()
-    }
+    })
+}
+
+/// What hard clipping to a limit multiplies a vector of this norm by: min(1, limit / (norm + epsilon)). NaN for a norm of NaN, if there is a
+/// limit; 0 for an infinite norm.
+pub fn hard_coefficient(limit: f64, norm: f64, epsilon: f64) -> f64 {
+    let size = norm + epsilon;
+    // By `size <= limit` and not by the quotient, as 0/0 and inf/inf are no numbers.
+    if size <= limit || limit == f64::INFINITY { 1.0 } else { limit / size }
 }
 
 /// The tensors with NaN or infinite elements: index and counts.

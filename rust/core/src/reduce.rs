@@ -9,14 +9,12 @@ use crate::kernels::{self, GATHER, Kernel};
 use crate::memory;
 use crate::moments::Merge;
 use crate::pool::Team;
-use crate::strict::StrictFloats;
 use crate::view::View;
 
 /// One total for each tensor. A tensor that repeats an earlier one has the empty total.
 ///
 /// The result has the same bits for any team.
 pub fn reduce<K: Kernel>(tensors: &Arc<Tensors>, kernel: K, team: Team) -> Vec<K::Total> {
-    let _strict = StrictFloats::enter();
     let team = team.for_bytes(tensors.bytes());
     let shared = Arc::clone(tensors);
     let spans = team.map(tensors.cut().spans(), move |span| {

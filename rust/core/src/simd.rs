@@ -14,7 +14,7 @@ pub trait Simd: Copy {
         halves.map(widen_half)
     }
 
-    /// Rounds 32 f32 to half precision, to nearest even, and gives their bits.
+    /// Rounds 32 f32 to half precision, to nearest even, and gives their bits. NaN is the one without sign and payload.
     #[inline(always)]
     fn narrow_singles(self, singles: [f32; 32]) -> [u16; 32] {
         singles.map(narrow_single)
@@ -44,7 +44,7 @@ pub(crate) fn widen_half(half: u16) -> f32 {
     f32::from_bits(scaled.to_bits() | special | (u32::from(half & 0x8000) << 16))
 }
 
-/// Rounds an f32 to half precision, to nearest even, and gives its bits.
+/// Rounds an f32 to half precision, to nearest even, and gives its bits. NaN is the one without sign and payload.
 #[inline(always)]
 pub(crate) fn narrow_single(value: f32) -> u16 {
     let bits = value.to_bits();
@@ -58,9 +58,13 @@ pub(crate) fn narrow_single(value: f32) -> u16 {
     let finite = if magnitude < 113 << 23 { subnormal } else { normal };
     // 65520 is the tie between the largest half and infinity, and goes to infinity.
     let bounded = if magnitude >= 0x477f_f000 { 0x7c00 } else { finite };
-    let nan = 0x7e00 | ((magnitude >> 13) & 0x3ff);
-    let half = if magnitude > 0x7f80_0000 { nan } else { bounded };
-    sign | half as u16
+    if magnitude > 0x7f80_0000 { 0x7e00 } else { sign | bounded as u16 }
+}
+
+/// The half itself, or the NaN of results.
+#[inline(always)]
+fn canonical_half(half: u16) -> u16 {
+    if half & 0x7fff > 0x7c00 { 0x7e00 } else { half }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -73,7 +77,7 @@ mod x86 {
     };
     use std::mem::transmute;
 
-    use super::Simd;
+    use super::{Simd, canonical_half};
 
     /// AVX2, F16C and FMA.
     #[derive(Clone, Copy)]
@@ -121,7 +125,8 @@ mod x86 {
             // SAFETY: plain bits of the same size; `self` proves F16C.
             unsafe {
                 let singles: [__m256; 4] = transmute(singles);
-                transmute(singles.map(|eight| _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(eight)))
+                let halves: [u16; 32] = transmute(singles.map(|eight| _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(eight)));
+                halves.map(canonical_half)
             }
         }
     }
@@ -149,7 +154,8 @@ mod x86 {
             unsafe {
                 let [low, high]: [__m512; 2] = transmute(singles);
                 let narrow = |sixteen| _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(sixteen);
-                transmute([narrow(low), narrow(high)])
+                let halves: [u16; 32] = transmute([narrow(low), narrow(high)]);
+                halves.map(canonical_half)
             }
         }
     }

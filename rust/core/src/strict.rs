@@ -1,9 +1,23 @@
 //! IEEE arithmetic, whatever the thread was set to.
 //!
 //! `torch.set_flush_denormal(True)` makes the calling thread treat subnormal numbers as zero, and the helpers may or may not have inherited
-//! it. Results must not depend on that, and half precision is widened by way of subnormals.
+//! it. Results must not depend on that, nor on a rounding direction, and half precision is widened by way of subnormals. So whoever calls
+//! this crate from a thread that is not its own does it through [`strict()`]: sums and all that is derived from them are computed in there.
 
 use std::marker::PhantomData;
+
+/// The result of the work, done in IEEE arithmetic whatever this thread is set to. Afterwards the thread is as it was.
+#[inline]
+pub fn strict<T>(work: impl FnOnce() -> T) -> T {
+    let _strict = StrictFloats::enter();
+    apart(work)
+}
+
+/// Not inlined: the compiler knows nothing of modes, and may move arithmetic past the instructions that set them, but not out of a call.
+#[inline(never)]
+fn apart<T>(work: impl FnOnce() -> T) -> T {
+    work()
+}
 
 /// While it lives, this thread rounds to nearest and keeps subnormal numbers. The former mode comes back when it is dropped.
 pub(crate) struct StrictFloats {
@@ -103,6 +117,7 @@ mod tests {
             let _strict = StrictFloats::enter();
             assert!(std::hint::black_box(tiny) * 0.5 > 0.0);
         }
+        assert!(strict(|| std::hint::black_box(tiny) * 0.5).to_bits() > 0);
         assert_eq!(mode::get() & mode::MASK, 0x8040);
         mode::set(former);
     }

@@ -5,7 +5,7 @@ mod common;
 use std::sync::Arc;
 
 use normclip_core::kernels::{Abs, Block, Clamp, Kernel, Map, Scale, SumOf};
-use normclip_core::{BLOCK, Dtype, Element, F16, Isa, Team, Tensors, apply, norm};
+use normclip_core::{BLOCK, Bf16, Dtype, Element, F16, Isa, Team, Tensors, apply, norm};
 
 use common::oracle::is_close;
 use common::random::{Magnitudes, Random};
@@ -117,6 +117,32 @@ fn check_map<M: Map>(map: M, make: impl Fn() -> Vec<Tensor>) {
 fn scaling() {
     check_map(Scale { coefficient: 0.123_456_789 }, ordinary);
     check_map(Scale { coefficient: 1.7e-41 }, extreme);
+}
+
+#[test]
+fn every_nan_becomes_the_same() {
+    fn check<E: Element<Bits: std::fmt::Debug>>(patterns: impl Fn() -> Vec<E>, nan: E) {
+        for isa in Isa::available() {
+            for coefficient in [0.3, 1e-42, f64::NAN, -f64::NAN, f64::INFINITY] {
+                let mut elements = patterns();
+                Scale { coefficient }.apply(isa, &mut elements);
+                for (found, given) in elements.iter().zip(patterns()) {
+                    let expected = given.wide() * coefficient;
+                    assert_eq!(found.wide().is_nan(), expected.is_nan());
+                    let (negative, bits) = (found.wide().is_sign_negative(), found.abs_bits());
+                    assert!(
+                        !expected.is_nan() || (bits, negative) == (nan.abs_bits(), false),
+                        "{bits:?} by {coefficient} on {}",
+                        isa.name()
+                    );
+                }
+            }
+        }
+    }
+    check(|| (0..=u16::MAX).map(F16).collect(), F16(0x7e00));
+    check(|| (0..=u16::MAX).map(Bf16).collect(), Bf16(0x7fc0));
+    check(|| (0..=u16::MAX).map(|high| f32::from_bits((u32::from(high) << 16) + 1)).collect(), f32::from_bits(0x7fc0_0000));
+    check(|| (0..=u16::MAX).map(|high| f64::from_bits((u64::from(high) << 48) + 1)).collect(), f64::from_bits(0x7ff8 << 48));
 }
 
 #[test]

@@ -1,8 +1,10 @@
 //! Σxy, Σx² and Σy² of two vectors in one read of both.
 //!
 //! Two blocks of equal length → f64 lanes → [`Products`]. NaN and infinity pass through; empty blocks give 0.
-//! Error bound: as [`SumOf`](super::SumOf), so Σxy is within 3.7e-15 of Σ|xy|. Products of 16- and 32-bit types are exact. Blocks of f64
-//! whose sums overflow or come close to underflow are read again at scales that fit.
+//! Error bound: as [`SumOf`](super::SumOf), so Σxy is within 3.7e-15 of Σ|xy|. Products of 16- and 32-bit types are exact. Those of f64 are
+//! summed as they are wherever they can be, however far apart the two vectors are: no product and no part of a sum is more than Σ|xy|, and a
+//! product that underflows loses less than 2⁻¹⁰⁷⁴. Only a sum that comes close to overflow, and products which are all so small that what
+//! underflows would count beside ‖x‖‖y‖, are read again at a scale that fits.
 
 use std::hint::black_box;
 
@@ -41,8 +43,8 @@ impl Products {
         if x == 0.0 || y == 0.0 || !x.is_finite() || !y.is_finite() {
             return f64::NAN;
         }
-        // Each part over the norms at its own scale. A part that is too small for them to fit is too small to count.
-        let part = |sum: Sum, scale: f64| if sum.value() == 0.0 { 0.0 } else { sum.value() / (x * scale * (y * scale)) };
+        // Each part over the norms at its own scale, one after the other: a part is less than their product, which may be beyond f64.
+        let part = |sum: Sum, scale: f64| if sum.value() == 0.0 { 0.0 } else { sum.value() / (x * scale) / (y * scale) };
         let Squares { small, medium, large } = self.xy;
         part(large, Squares::DOWN) + part(medium, 1.0) + part(small, Squares::UP)
     }
@@ -58,12 +60,12 @@ pub fn dot<E: Element>(isa: Isa, x: &[E], y: &[E]) -> Products {
     let rescale = |plain, elements| SumSquares.rescaled(plain, &Block::slice(isa, elements));
     let (xx, yy) = (rescale(xx, x), rescale(yy, y));
     let (x_norm, y_norm) = (xx.norm(), yy.norm());
-    if x_norm > 0.0 && y_norm > 0.0 && x_norm.is_finite() && y_norm.is_finite() && !Squares::SAFE.contains(&(x_norm * y_norm)) {
-        xy = if x_norm * y_norm > 1.0 {
-            Squares { large: at_scale(Squares::DOWN)[0].medium, ..Squares::EMPTY }
-        } else {
-            Squares { small: at_scale(Squares::UP)[0].medium, ..Squares::EMPTY }
-        };
+    if x_norm > 0.0 && y_norm > 0.0 && x_norm * y_norm < *Squares::SAFE.start() {
+        // No element times 2⁵³⁸ overflows: the smallest other one that it can have is 2⁻¹⁰⁷⁴.
+        xy = Squares { small: at_scale(Squares::UP)[0].medium, ..Squares::EMPTY };
+    } else if !(0.0..=*Squares::SAFE.end()).contains(&xy.medium.value().abs()) {
+        // Infinite or NaN, too, by overflow or by what is not finite. What underflows at this scale is nothing beside such a sum.
+        xy = Squares { large: at_scale(Squares::DOWN)[0].medium, ..Squares::EMPTY };
     }
     Products { xy, xx, yy }
 }

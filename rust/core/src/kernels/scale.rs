@@ -1,7 +1,7 @@
 //! x ← x · c.
 //!
 //! f16, bf16 and f32 are multiplied in f32 by the coefficient rounded to f32, f64 in f64; the product is rounded to the element's type, to
-//! nearest even. NaN and infinity follow IEEE multiplication.
+//! nearest even. NaN and infinity follow IEEE multiplication; NaN is written as the positive quiet one without payload, of every element type.
 
 use super::Map;
 use crate::dtype::Element;

@@ -1,7 +1,7 @@
 //! All statistics in one read: Σ|x|, Σx², max|x|, the count and the special values.
 //!
 //! As the single kernels, whose parts these are: every figure has the bits that its own kernel would give. NaN and infinities are counted
-//! apart only where there are some.
+//! apart only where there are some, and Σ|x| is taken in another unit only where some |x| is so large that the sum may not fit.
 
 use std::hint::black_box;
 use std::ops::Add;
@@ -79,8 +79,23 @@ impl Kernel for Statistics {
         }
         if !E::EXACT_SQUARES {
             moments.squares = SumSquares.rescaled(moments.squares, block);
+            let unit = moments.largest.unit();
+            if unit != 1.0 {
+                moments.sum_abs = block.pass(SumOf(Scaled(1.0 / unit)));
+            }
         }
         moments
+    }
+}
+
+/// |x| times a power of two.
+#[derive(Clone, Copy)]
+struct Scaled(f64);
+
+impl Term for Scaled {
+    #[inline(always)]
+    fn of(self, x: f64) -> f64 {
+        x * self.0
     }
 }
 
