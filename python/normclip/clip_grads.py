@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
-from normclip._backend import NORMS, together
-from normclip._collect import Parameters, mark_written
+from normclip._arguments import Parameters
+from normclip._backends import NORMS, failing_together
+from normclip._results import mark_written
 from normclip.rules import Rule, as_rule
 from normclip.statistics import Groups, Stats, check_groups, measure, take_grads
 
@@ -105,7 +106,7 @@ def clip_grads_(
     check_groups(groups, process_groups)
     taken, names = take_grads(parameters, writable=True, process_groups=process_groups)
     if nonfinite == "zero":
-        with together(taken):
+        with failing_together(taken):
             taken.check_elementwise()
     stats, table, member_of = measure(taken, names, per_tensor=per_tensor, orders=(), groups=groups, finite_only=nonfinite == "zero")
     unknown = [group for group in rules if group not in stats.groups]

@@ -26,8 +26,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from normclip._backend import NORMS
-from normclip._collect import check_order
+from normclip._arguments import check_order
+from normclip._backends import NORMS
 from normclip.clip import TORCH_EPSILON, clip_grad_norm_, clip_grads_with_norm_
 from normclip.clip_grads import Clipped, Nonfinite, clip_grads_
 from normclip.rules import Hard, Rule

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from normclip._backend import descent
-from normclip._collect import check_not_negative, mark_written
+from normclip._arguments import check_not_negative
+from normclip._backends import optimizer_step
+from normclip._results import mark_written
 from normclip.rules import Rule, as_rule
 
 
@@ -131,7 +132,7 @@ class ClippedSGD(torch.optim.Optimizer):
             for place, parameter in enumerate(group["params"])
             if parameter.grad is not None
         ]
-        taken = descent(members)
+        taken = optimizer_step(members)
         norm = taken.norm()
         exact = cast(Any, norm if isinstance(norm, float) else norm.exact)
         self.last_norm, self.last_coefficient = exact, self.rule.multiplier(exact)

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from normclip import clip, norms
-from normclip._backend import listed
-from normclip._collect import Parameters
+from normclip._arguments import Parameters
+from normclip._backends import listed
 
 if TYPE_CHECKING:
     import torch

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
-from normclip._collect import check_limit, check_not_negative, check_positive
+from normclip._arguments import check_limit, check_not_negative, check_positive
 
 if TYPE_CHECKING:
     import torch

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from normclip._backend import Batch, collect, collect_grads, listed, together
-from normclip._collect import Parameters, Tensors, check_order
+from normclip._arguments import Parameters, Tensors, check_order
+from normclip._backends import Batch, collect, collect_grads, failing_together, listed
 from normclip._core import Moments
 
 if TYPE_CHECKING:
@@ -251,7 +251,7 @@ def measure(
     finite_only: bool = False,
 ) -> tuple[Stats, npt.NDArray[np.float64], list[str]]:
     """The statistics of tensors; the table that they are taken from, a row a tensor and a column a figure; and the group of each tensor."""
-    with together(taken):
+    with failing_together(taken):
         member_of = None if groups is None else assign(groups, names)
     labels = list(dict.fromkeys(member_of or ()))
     numbers = {label: number for number, label in enumerate(labels)}

@@ -29,8 +29,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from normclip._backend import collect_grads
-from normclip._collect import Parameters, check_not_negative, check_positive, mark_written
+from normclip._arguments import Parameters, check_not_negative, check_positive
+from normclip._backends import collect_grads
+from normclip._results import mark_written
 from normclip.clip_grads import Clipped
 from normclip.rules import Hard, Rule, Scalar
 from normclip.statistics import measure, named, take_grads

@@ -23,7 +23,7 @@ pytestmark = [
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_norms_of_parts_give_the_norm_of_all(order: float) -> None:
-    from normclip._devices import _joined
+    from normclip._backends.devices import _joined
 
     parts = [make(torch.float64, size) for size in (3, 10, 5)]
     norms = [torch.tensor(TensorList([part]).norm(order), dtype=torch.float64) for part in parts]

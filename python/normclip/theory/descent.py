@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from normclip._collect import Tensors, check_positive
+from normclip._arguments import Tensors, check_positive
 from normclip.products import dot
 from normclip.rules import Scalar, evaluate
 

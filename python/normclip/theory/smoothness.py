@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from normclip._collect import check_not_negative, check_positive
+from normclip._arguments import check_not_negative, check_positive
 
 
 def gradient_bound(L0: float, L1: float, norm: float, distance: float) -> float:

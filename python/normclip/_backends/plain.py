@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from normclip._devices import Norm, Part, moved
+from normclip._backends.parts import Part, moved
+from normclip._backends.protocol import Norm
 
 _UP = 2.0**538
 _SAFE = (2.0**-900, 2.0**900)

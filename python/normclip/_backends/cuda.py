@@ -1,4 +1,4 @@
-"""Lists of CUDA tensors for the kernels of :mod:`normclip._triton`: tables, their cache, and launches.
+"""Lists of CUDA tensors for the kernels of :mod:`normclip._backends.triton`: tables, their cache, and launches.
 
 A list is described by a table of chunks, which is uploaded once and kept while addresses and sizes stay as they are. A norm is two
 launches, clipping by it a third, and no step waits for the device. Launches go to the current stream, so they can be captured in a CUDA
@@ -20,9 +20,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from normclip._backends.parts import Part, moved
+from normclip._backends.protocol import Norm
+from normclip._backends.triton import change, elements, measure, merge, pairs
 from normclip._core import DeviceList
-from normclip._devices import Norm, Part, moved
-from normclip._triton import change, elements, measure, merge, pairs
 
 _WHAT = {
     2.0: measure.SQUARES.value,

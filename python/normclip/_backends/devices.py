@@ -9,58 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from normclip import _core
+from normclip._backends.parts import Array, Part, moved
+from normclip._backends.protocol import Norm
 from normclip._core import DeviceList, Moments, TensorList
-
-Array = npt.NDArray[np.float64]
 
 # DLPack's numbers of devices: CUDA, ROCm, memory that either manages; and those whose memory the CPU reads.
 _CUDA = (2, 10, 13)
 _HOST = (1, 3)
-
-
-@dataclass(frozen=True)
-class Norm:
-    """A norm on a device: in float64 to compute with, and in the type that users get. ``float(norm)`` waits for it."""
-
-    exact: torch.Tensor
-    rounded: torch.Tensor
-
-    def __float__(self) -> float:
-        return float(self.exact)
-
-
-def moved(numbers: torch.Tensor, device: torch.device, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    """The numbers on a device, without waiting for them, but on the CPU, which would read them before they are there."""
-    return numbers.detach().to(device, dtype, non_blocking=device.type != "cpu")
-
-
-class Part(Protocol):
-    """The tensors of one device. Norms and factors that are tensors may be on another."""
-
-    device: torch.device
-
-    def norm(self, order: float, dtype: torch.dtype) -> Norm: ...
-    def moments(self, *, finite_only: bool) -> Array:
-        """A row of 13 numbers for each tensor, as :meth:`normclip.Moments.to_array` gives them."""
-
-    def clip_(self, limit: float, norm: torch.Tensor, epsilon: float) -> None: ...
-    def scale_(self, factor: float | torch.Tensor) -> None:
-        """Where the factor is a tensor and 1, nothing is written."""
-
-    def scale_each_(self, factors: Array) -> None: ...
-    def clamp_(self, limit: float) -> None: ...
-    def zero_nonfinite_(self) -> None: ...
-    def dot(self, other: Part) -> torch.Tensor:
-        """Σxy, √Σx², √Σy² and the cosine, in step with the tensors of another part on the same device."""
 
 
 class _CpuPart:
@@ -105,12 +67,12 @@ def part_of(taken: DeviceList, kind: int, number: int, indices: list[int], *, wr
         return _CpuPart(_chosen(taken, indices), writable=writable)
     if kind in _CUDA:
         try:
-            from normclip._cuda import CudaPart
+            from normclip._backends.cuda import CudaPart
         except ImportError:
             pass  # torch without Triton, as on some platforms, or with one that is too old
         else:
             return CudaPart(taken, kind, number, indices)
-    from normclip._torch import TorchPart
+    from normclip._backends.plain import TorchPart
 
     return TorchPart(_chosen(taken, indices), writable=writable)
 
@@ -121,7 +83,7 @@ def _chosen(taken: DeviceList, indices: list[int]) -> list[Any]:
 
 
 class DeviceBatch:
-    """A :class:`~normclip._backend.Batch` of tensors on any devices."""
+    """A :class:`~normclip._backends.protocol.Batch` of tensors on any devices."""
 
     def __init__(self, taken: DeviceList) -> None:
         self._taken = taken

@@ -1,0 +1,123 @@
+"""Which backend takes a list of tensors: Rust, and only where some are not in CPU memory, what :mod:`.devices` finds.
+
+Around either :mod:`.shards`, where other ranks hold parts of the tensors. The other backends are imported when the first tensor needs them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from normclip import _core
+from normclip._backends import local
+from normclip._backends.protocol import Batch, Member, Step
+from normclip._core import DeviceList, Moments, NotOnCPU
+
+if TYPE_CHECKING:
+    import torch
+    from torch.distributed import ProcessGroup
+
+
+def optimizer_step(members: list[Member]) -> Step:
+    """A step of an optimizer with these parameters.
+
+    Raises:
+        TypeError, ValueError: One of the tensors cannot be taken; the message names it.
+    """
+    try:
+        return _core.Descent(members)
+    except NotOnCPU:
+        from normclip._backends.steps import DeviceStep
+
+        return DeviceStep(members)
+
+
+def collect(tensors: Any, *, writable: bool = False, process_groups: Sequence[ProcessGroup] | None = None) -> Batch:
+    """A tensor, or the tensors of an iterable; with process groups, together with those of the ranks along each.
+
+    Raises:
+        TypeError, ValueError: One of them cannot be taken; the message names it.
+    """
+    if hasattr(tensors, "__next__"):
+        tensors = list(tensors)  # which may be asked again
+    if not process_groups:
+        try:
+            return local.collect(tensors, grads=False, writable=writable)
+        except Exception:
+            # DTensors have no memory of their own, so they are found here, where time no longer counts.
+            if not _has_shards(tensors):
+                raise
+    from normclip._backends.shards import Shards
+
+    return Shards(tensors, grads=False, writable=writable, process_groups=process_groups or ())
+
+
+def collect_grads(parameters: Any, *, writable: bool = False, process_groups: Sequence[ProcessGroup] | None = None) -> Batch:
+    """The gradients of a parameter, or of those parameters of an iterable that have one, as :func:`collect` takes tensors.
+
+    Raises:
+        TypeError, ValueError: As for :func:`collect`.
+    """
+    if hasattr(parameters, "__next__"):
+        parameters = list(parameters)
+    if not process_groups:
+        try:
+            found = local.collect(parameters, grads=True, writable=writable)
+        except Exception:
+            if not _has_shards(parameters, "grad"):
+                raise
+        else:
+            # Parameters that are DTensors and have no gradient here may have one on other ranks, which wait for this one.
+            complete = isinstance(parameters, (list, tuple)) and len(parameters) == len(found)
+            if complete or not _has_shards(parameters):
+                return found
+    from normclip._backends.shards import Shards
+
+    return Shards(parameters, grads=True, writable=writable, process_groups=process_groups or ())
+
+
+def _has_shards(given: Any, attribute: str | None = None) -> bool:
+    """Whether some objects or their attributes are DTensors, which there are none of before their module is loaded."""
+    module = sys.modules.get("torch.distributed.tensor")
+    if module is None:
+        return False
+    items = list(given) if isinstance(given, Iterable) and not hasattr(given, "__dlpack__") else [given]
+    if attribute is not None:
+        items += [getattr(item, attribute, None) for item in items]
+    return any(issubclass(kind, module.DTensor) for kind in set(map(type, items)))
+
+
+@contextmanager
+def failing_together(batch: Batch) -> Iterator[None]:
+    """What fails in here fails on all ranks that share the tensors: this one tells the others, which would wait for it else."""
+    try:
+        yield
+    except Exception as error:
+        fail = getattr(batch, "fail", None)
+        if fail is not None:
+            fail(error)
+        raise
+
+
+def moments(found: DeviceList) -> Moments:
+    """The moments of tensors on devices, with which :meth:`normclip.Moments.of` comes here."""
+    return local.batch(found).statistics()[0]
+
+
+def dot(xs: Any, ys: Any) -> tuple[float, float, float, float] | tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Σxy, √Σx², √Σy² and the cosine: floats for CPU tensors, else 0-dim float64 tensors on the device of the first pair.
+
+    Raises:
+        TypeError, ValueError: As for :func:`normclip.dot`.
+    """
+    # An iterator may be asked twice.
+    xs, ys = (list(given) if hasattr(given, "__next__") else given for given in (xs, ys))
+    try:
+        return _core.dot(xs, ys)
+    except NotOnCPU:
+        pass
+    from normclip._backends.devices import dot as device_dot
+
+    return device_dot(DeviceList(xs), DeviceList(ys))

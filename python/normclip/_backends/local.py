@@ -1,0 +1,32 @@
+"""The tensors that this process holds: those in CPU memory are measured and changed by Rust, all others by :mod:`.devices`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from normclip import _core
+from normclip._backends.protocol import Batch
+from normclip._core import DeviceList, TensorList
+
+
+def collect(given: Any, *, grads: bool, writable: bool = False) -> Batch:
+    """A tensor or the tensors of an iterable; with ``grads`` the gradients of a parameter or of those of an iterable that have one.
+
+    Raises:
+        TypeError, ValueError: One of them cannot be measured, or written; the message names it.
+    """
+    return batch((_core.collect_grads if grads else _core.collect)(given, writable=writable))
+
+
+def batch(found: TensorList | DeviceList) -> Batch:
+    """The batch of tensors that Rust has found: itself if all of them are in CPU memory."""
+    if isinstance(found, TensorList):
+        return found
+    from normclip._backends.devices import DeviceBatch
+
+    return DeviceBatch(found)
+
+
+def listed(given: Any, attribute: str) -> list[Any]:
+    """One object that has the attribute by itself, else those of an iterable."""
+    return [given] if hasattr(given, attribute) else list(given)

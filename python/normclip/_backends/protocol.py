@@ -1,0 +1,73 @@
+"""What all backends have in common: lists of tensors that measure and change themselves, and optimizer steps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from normclip._core import Moments
+
+if TYPE_CHECKING:
+    import torch
+
+NORMS: dict[float, str] = {1.0: "l1", 2.0: "l2", math.inf: "linf"}
+"""The orders of norms that :class:`~normclip._core.Moments` have, and what they are called there."""
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A norm on a device: in float64 to compute with, and in the type that users get. ``float(norm)`` waits for it."""
+
+    exact: torch.Tensor
+    rounded: torch.Tensor
+
+    def __float__(self) -> float:
+        return float(self.exact)
+
+
+AnyNorm: TypeAlias = "float | Norm"
+"""A norm as a backend has it: a float, or on a device, where it stays."""
+
+
+class Batch(Protocol):
+    """Tensors whose memory was found and checked once, to be measured and changed. :class:`~normclip._core.TensorList` is one.
+
+    What changes tensors returns the torch tensors that may have been written. Nothing here waits for a device but ``statistics`` and
+    ``nonfinite``, whose answers are Python's, and what changes CPU tensors by a norm that a device computes.
+    """
+
+    @property
+    def is_torch(self) -> bool: ...
+    @property
+    def is_double(self) -> bool: ...
+    @property
+    def positions(self) -> list[int]: ...
+    def __len__(self) -> int: ...
+
+    def norm(self, order: float) -> AnyNorm: ...
+    def statistics(self, groups: list[int] = ..., *, finite_only: bool = False) -> tuple[Moments, list[Moments], bytes]: ...
+    def nonfinite(self) -> list[tuple[str, int, int]]: ...
+    def clip_(self, limit: float, norm: Any, epsilon: float) -> list[Any]: ...
+    def scale_(self, factor: float | torch.Tensor) -> list[Any]: ...
+    def scale_each_(self, factors: list[float | None]) -> list[Any]: ...
+    def clamp_(self, limit: float) -> list[Any]: ...
+    def zero_nonfinite_(self, indices: list[int]) -> list[Any]: ...
+    def check_elementwise(self) -> None: ...
+
+
+Member: TypeAlias = "tuple[int, int, torch.Tensor, torch.Tensor, torch.Tensor | None]"
+"""A parameter of an optimizer: its group and its place there, the tensor, its gradient and its momentum buffer, if there is one."""
+
+Settings: TypeAlias = "tuple[float, float, bool, float]"
+"""Learning rate, momentum, whether it is Nesterov's, weight decay."""
+
+
+class Step(Protocol):
+    """A step of an optimizer, whose tensors were found and checked once. :class:`~normclip._core.Step` is one."""
+
+    def norm(self) -> AnyNorm:
+        """The L2 norm of all gradients."""
+
+    def step_(self, coefficient: Any, settings: list[Settings]) -> list[Any]:
+        """Take it, with the gradients times the coefficient and the settings of each group. Returns the tensors to be marked as written."""
