@@ -56,7 +56,7 @@ def compiled(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize(("types", "vectors"), [(2, "v4.b32"), (4, "v4.b32"), (8, "v2.b64"), (15, "v4.b32")])
 def test_reading_compiles_to_loads_of_16_bytes(compiled: Any, types: int, vectors: str) -> None:
-    from normclip._triton import measure
+    from normclip._backends.triton import measure
 
     for what in (measure.SQUARES.value, measure.MOMENTS.value):
         ptx = compiled(measure.measure, TYPES=types, WHAT=what, FINITE=False, **LAUNCH).asm["ptx"]
@@ -65,7 +65,7 @@ def test_reading_compiles_to_loads_of_16_bytes(compiled: Any, types: int, vector
 
 
 def test_changing_compiles_to_stores_of_16_bytes_and_rounds_to_nearest(compiled: Any) -> None:
-    from normclip._triton import change
+    from normclip._backends.triton import change
 
     ptx = compiled(change.change, TYPES=2, WHAT=change.CLIP.value, **LAUNCH).asm["ptx"]
     assert len(re.findall(r"st\.global\.v4\.b32", ptx)) >= LAUNCH["UNROLL"]
@@ -73,7 +73,7 @@ def test_changing_compiles_to_stores_of_16_bytes_and_rounds_to_nearest(compiled:
 
 
 def test_every_kernel_compiles(compiled: Any) -> None:
-    from normclip._triton import change, measure, merge, pairs
+    from normclip._backends.triton import change, measure, merge, pairs
 
     for what in (measure.ABSOLUTES, measure.SMALLEST, measure.NONZEROS, measure.POWERS, measure.INVERSE_POWERS):
         compiled(measure.measure, TYPES=12, WHAT=what.value, FINITE=False, **LAUNCH)

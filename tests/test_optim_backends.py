@@ -1,14 +1,15 @@
 """ClippedSGD where it is refused, without changing anything, and by torch operations, as on a device."""
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from normclip import _backend, _descent, _devices
-from normclip._core import DeviceList
+from normclip._backends.choose import serving
+from normclip._backends.protocol import Served
 from normclip.optim import ClippedSGD
 from normclip.rules import Soft
 from support.optim import DTYPES, bits, by_decay, by_dtype, by_momentum, parameters_of, run
@@ -86,10 +87,10 @@ def buffer_of_another_shape(parameter: nn.Parameter, optimizer: ClippedSGD) -> N
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_errors_name_the_tensor_and_change_nothing(
-    spoil: Any, error: type[Exception], message: str, place: str, monkeypatch: pytest.MonkeyPatch
+    spoil: Any, error: type[Exception], message: str, place: str, request: pytest.FixtureRequest
 ) -> None:
     if place == "device":
-        monkeypatch.setattr("normclip.optim.base.descent", _descent.DeviceDescent)
+        request.getfixturevalue("on_device")
     first, others = parameters_of(torch.float32)[1], [nn.Parameter(torch.ones(3)), *parameters_of(torch.float32, sizes=((2, 2), (5, 9)))]
     optimizer = ClippedSGD([{"params": [first]}, {"params": others}], 0.1, 1.0, momentum=0.9)
     run(optimizer, range(1))
@@ -118,13 +119,11 @@ def test_gradients_may_be_expanded_and_shared() -> None:
 # ---- By torch operations, as on a device ----
 
 
-@pytest.fixture(params=["norm in Rust", "norm as on a device"])
-def on_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def on_device() -> Iterator[None]:
     """CPU tensors pass for those of a device, without kernels of ours there."""
-    monkeypatch.setattr("normclip.optim.base.descent", _descent.DeviceDescent)
-    if request.param == "norm as on a device":
-        monkeypatch.setattr(_devices, "_HOST", ())
-        monkeypatch.setattr(_backend, "collect", lambda tensors: _devices.DeviceBatch(DeviceList(tensors)))
+    with serving(Served(rust=(), triton=())):
+        yield
 
 
 @by_dtype

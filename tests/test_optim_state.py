@@ -4,15 +4,18 @@ import copy
 import io
 import math
 import pickle
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any, NoReturn
 
 import pytest
 import torch
 from torch import nn
 
 import normclip
-from normclip import _descent
+from normclip._backends.choose import serving
+from normclip._backends.protocol import Served
+from normclip._backends.steps import DeviceStep
 from normclip.optim import ClippedSGD
 from normclip.rules import Rule, Soft
 from normclip.thresholds import AdaGC, AutoClip, Threshold, ZClip
@@ -31,10 +34,10 @@ by_settings = pytest.mark.parametrize("settings", SETTINGS, ids=repr)
 
 
 @pytest.fixture
-def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def place(request: pytest.FixtureRequest) -> Iterator[None]:
     """Where the steps are taken: in Rust, or by torch operations as on a device."""
-    if request.param == "device":
-        monkeypatch.setattr("normclip.optim.base.descent", _descent.DeviceDescent)
+    with serving(Served(rust=(), triton=())) if request.param == "device" else nullcontext():
+        yield
 
 
 def itself(state: Any) -> Any:
@@ -223,16 +226,15 @@ class WriteError(Exception):
 
 @pytest.mark.parametrize("make", [lambda: AutoClip(10), lambda: ZClip(warmup=2)])
 def test_a_step_that_fails_has_noted_nothing(make: Callable[[], Threshold], monkeypatch: pytest.MonkeyPatch) -> None:
-    class Fails(_descent.DeviceDescent):
-        def step_(self, coefficient: Any, settings: Any) -> Any:
-            raise WriteError
+    def fail(self: DeviceStep, coefficient: Any, settings: Any) -> NoReturn:
+        raise WriteError
 
     optimizer = ClippedSGD(parameters_of(torch.float32), 0.1, make(), momentum=0.9)
     run(optimizer, range(3))
     noted, limit, norm = optimizer.rule.state_dict(), optimizer.rule.max_norm, optimizer.last_norm
-    monkeypatch.setattr("normclip.optim.base.descent", Fails)
+    monkeypatch.setattr(DeviceStep, "step_", fail)
     optimizer.state.clear()
-    with pytest.raises(WriteError):
+    with serving(Served(rust=(), triton=())), pytest.raises(WriteError):
         run(optimizer, range(3, 4))
     assert (optimizer.rule.state_dict(), optimizer.rule.max_norm, optimizer.last_norm) == (noted, limit, norm)
     assert not optimizer.state

@@ -9,19 +9,9 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
-from normclip._backend import AnyNorm, Batch, collect, collect_grads
-from normclip._collect import (
-    Parameters,
-    SupportsDLPack,
-    Tensors,
-    as_given,
-    as_tensor,
-    check_finite,
-    check_limit,
-    check_number,
-    check_order,
-    mark_written,
-)
+from normclip._arguments import Parameters, SupportsDLPack, Tensors, check_limit, check_number, check_order
+from normclip._backends import AnyNorm, Batch, collect, collect_grads
+from normclip._results import as_given, as_tensor, check_finite, mark_written
 from normclip.rules import Hard, Rule, as_rule
 
 if TYPE_CHECKING:

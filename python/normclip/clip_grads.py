@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
-from normclip._backend import NORMS, together
-from normclip._collect import Parameters, mark_written
+from normclip._arguments import Parameters
+from normclip._backends import NORMS, failing_together
+from normclip._results import mark_written
 from normclip.rules import Hard, Rule, as_rule
 from normclip.statistics import Groups, Stats, assign, check_groups, measure, named, take_grads
 
@@ -108,7 +109,7 @@ def clip_grads_(
     check_groups(groups, process_groups)
     pairs = named(parameters)
     taken, names = take_grads(pairs, writable=True, process_groups=process_groups)
-    with together(taken):
+    with failing_together(taken):
         if nonfinite == "zero":
             taken.check_elementwise()
         members = assign(groups, [name for name, _ in pairs])

@@ -52,10 +52,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from normclip._backend import collect
-from normclip._collect import Tensors, as_tensor, check_order
+from normclip._arguments import Tensors, check_order
+from normclip._backends import collect
+from normclip._backends.ranks import WIDTH, merged_moments
 from normclip._core import Moments
-from normclip._ranks import WIDTH, merged_moments
+from normclip._results import as_tensor
 
 if TYPE_CHECKING:
     import torch

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, overload
 
-from normclip._backend import collect
-from normclip._collect import Parameters, SupportsDLPack, Tensors, as_given, as_tensor, check_finite, check_order
+from normclip._arguments import Parameters, SupportsDLPack, Tensors, check_order
+from normclip._backends import collect
+from normclip._results import as_given, as_tensor, check_finite
 
 if TYPE_CHECKING:
     import torch

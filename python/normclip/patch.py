@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 from normclip import clip, norms
-from normclip._backend import listed
-from normclip._collect import Parameters, import_torch
+from normclip._arguments import Parameters, import_torch
+from normclip._backends import listed
 
 if TYPE_CHECKING:
     import torch

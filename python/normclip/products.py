@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from normclip import _backend
-from normclip._collect import Tensors
+from normclip import _backends
+from normclip._arguments import Tensors
 
 
 class DotStats(NamedTuple):
@@ -67,4 +67,4 @@ def dot_stats(xs: Tensors, ys: Tensors) -> DotStats:
         >>> dot_stats(np.array([3.0, 4.0]), np.array([4.0, 3.0]))
         DotStats(dot=24.0, norm_x=5.0, norm_y=5.0, cosine=0.96)
     """
-    return DotStats(*_backend.dot(xs, ys))
+    return DotStats(*_backends.dot(xs, ys))

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from normclip._collect import check_limit, check_not_negative, check_positive
+from normclip._arguments import check_limit, check_not_negative, check_positive
 from normclip._formulas import Fraction, Scalar, evaluate
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from normclip._backend import Batch, collect, collect_grads, listed, together
-from normclip._collect import Parameters, Tensors, check_order
+from normclip._arguments import Parameters, Tensors, check_order
+from normclip._backends import Batch, collect, collect_grads, failing_together, listed
 from normclip._core import Moments
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def stats(
     """
     orders = [check_order("norms", order) for order in norms]
     taken = collect(tensors)
-    with together(taken):
+    with failing_together(taken):
         names = _named(taken, names)
         members = assign(groups, names)
     return measure(taken, names, per_tensor=per_tensor, orders=orders, groups=members)[0]
@@ -216,7 +216,7 @@ def grad_stats(
     check_groups(groups, process_groups)
     pairs = named(parameters)
     taken, names = take_grads(pairs, writable=False, process_groups=process_groups)
-    with together(taken):
+    with failing_together(taken):
         members = assign(groups, [name for name, _ in pairs])
     return measure(taken, names, per_tensor=per_tensor, orders=orders, groups=members)[0]
 

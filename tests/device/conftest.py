@@ -5,14 +5,13 @@ starts it. There CPU tensors pass for those of a device, with small chunks, so t
 """
 
 import os
-from collections.abc import Callable
-from types import SimpleNamespace
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
-from normclip import _backend, _core
+from normclip._backends.choose import serving
+from normclip._backends.protocol import USUAL, Served
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -29,26 +28,15 @@ def _on_cuda(tensor: torch.Tensor) -> torch.Tensor:
     return memory.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
 
-def _not_on_cpu(*args: Any, **options: Any) -> NoReturn:
-    raise _core.NotOnCPU("it passes for a tensor on a device")
-
-
 @pytest.fixture(params=["triton", "torch"])
-def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[torch.Tensor], torch.Tensor]:
+def place(request: pytest.FixtureRequest) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
     """Moves a tensor to the device under test; strides stay."""
-    from normclip import _cuda, _devices
-
-    kinds = (1,) if INTERPRETED else (2, 10, 13)
-    monkeypatch.setattr(_devices, "_CUDA", kinds if request.param == "triton" else ())
+    kinds = () if request.param == "torch" else (1,) if INTERPRETED else USUAL.triton
     if not INTERPRETED:
-        return _on_cuda
-    monkeypatch.setattr(_devices, "_HOST", ())
-    monkeypatch.setattr(_cuda, "TUNING", _cuda.Tuning(chunk=CHUNK, tile=128, unroll=2, lanes=8, short=2))
-    everywhere = SimpleNamespace(collect=_core.DeviceList, collect_grads=_grads, dot=_not_on_cpu, Descent=_not_on_cpu)
-    monkeypatch.setattr(_backend, "_core", everywhere)
-    return lambda tensor: tensor
+        with serving(Served(triton=kinds)):
+            yield _on_cuda
+        return
+    from normclip._backends.cuda import Tuning
 
-
-def _grads(parameters: Any, *, writable: bool) -> _core.DeviceList:
-    parameters = [parameters] if isinstance(parameters, torch.Tensor) else parameters
-    return _core.DeviceList([parameter.grad for parameter in parameters if parameter.grad is not None], writable=writable)
+    with serving(Served(rust=(), triton=kinds, tuning=Tuning(chunk=CHUNK, tile=128, unroll=2, lanes=8, short=2))):
+        yield lambda tensor: tensor

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from normclip import _backend
+from normclip import _backends
 
 from .conftest import CHUNK, INTERPRETED
 
@@ -30,7 +30,7 @@ def every_kind() -> list[Tensor]:
 
 def exact_norm(tensors: list[Tensor], order: float) -> float:
     """Not rounded to a result's type, and where it is computed."""
-    return float(_backend.collect(tensors).norm(order))
+    return float(_backends.collect(tensors).norm(order))
 
 
 def assert_same(found: list[Tensor], expected: list[Tensor]) -> None:

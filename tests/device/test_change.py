@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 import normclip
-from normclip import _backend, _core
+from normclip import _backends
+from normclip._backends.choose import serving
+from normclip._backends.protocol import USUAL
 from normclip._core import TensorList
 from normclip.optim import ClippedSGD
 
@@ -96,7 +98,7 @@ def test_a_factor_may_be_on_the_device(place: Place, factor: float, monkeypatch:
     with monkeypatch.context() as patch:
         for read in ("item", "tolist", "__float__", "__bool__"):
             patch.setattr(Tensor, read, lambda tensor: pytest.fail("the host has asked for the factor"))
-        _backend.collect(placed, writable=True).scale_(number)
+        _backends.collect(placed, writable=True).scale_(number)
     TensorList(tensors, writable=True).scale_(number)
     assert_same(placed, tensors)
 
@@ -107,7 +109,7 @@ def test_a_factor_of_1_on_the_device_writes_nothing(place: Place, request: pytes
     # A signalling NaN would become a quiet one.
     bits = torch.tensor([0x7F800001, 0x3F800000], dtype=torch.int32)
     tensor = place(bits.view(torch.float32).clone())
-    _backend.collect([tensor], writable=True).scale_(place(torch.ones((), dtype=torch.float64)))
+    _backends.collect([tensor], writable=True).scale_(place(torch.ones((), dtype=torch.float64)))
     assert torch.equal(tensor.view(torch.int32).cpu(), bits)
 
 
@@ -187,8 +189,7 @@ def test_steps_of_an_optimizer(place: Place, momentum: float) -> None:
     assert isinstance(found.last_norm, Tensor)
     assert isinstance(found.last_coefficient, Tensor)
     assert found.last_norm.device == found.param_groups[0]["params"][0].device
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_backend, "_core", _core)
+    with serving(USUAL):
         expected = stepped(lambda tensor: tensor)
     for x, y in zip(found.param_groups[0]["params"], expected.param_groups[0]["params"], strict=True):
         torch.testing.assert_close(x.detach().cpu(), y.detach())

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import normclip
-from normclip import _backend, _core
+from normclip import _backends, _core
+from normclip._backends import choose
 from normclip._core import TensorList
 
 from .conftest import CHUNK
@@ -97,7 +98,7 @@ def test_statistics(place: Place, finite_only: bool) -> None:
     tensors = [*every_kind(), torch.zeros(9), torch.full((3,), 1e200, dtype=torch.float64), torch.full((3,), 1e-200, dtype=torch.float64)]
     for tensor, special in zip(tensors[2::5], (math.nan, math.inf, -math.inf), strict=False):
         tensor[:1] = special
-    batch = _backend.collect([place(tensor) for tensor in tensors])
+    batch = _backends.collect([place(tensor) for tensor in tensors])
     groups = [index % 3 for index in range(len(tensors))]
     found, grouped, table = batch.statistics(groups, finite_only=finite_only)
     expected, expected_grouped, expected_table = TensorList(tensors).statistics(groups, finite_only=finite_only)
@@ -109,7 +110,7 @@ def test_statistics(place: Place, finite_only: bool) -> None:
 
 def test_moments_of_tensors_on_a_device(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     tensor = make(torch.float32, CHUNK + 1)
-    found = _backend.moments(_core.DeviceList(place(tensor)))
+    found = choose.moments(_core.DeviceList(place(tensor)))
     assert found.l2 == pytest.approx(_core.TensorList(tensor).norm(2.0), rel=1e-12)
     assert found.to_array().shape == (13,)
     assert normclip.Moments.of(place(tensor)).l2 == pytest.approx(found.l2, rel=1e-12)

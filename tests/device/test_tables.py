@@ -23,7 +23,7 @@ pytestmark = [
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_norms_of_parts_give_the_norm_of_all(order: float) -> None:
-    from normclip._devices import _joined
+    from normclip._backends.devices import _joined
 
     parts = [make(torch.float64, size) for size in (3, 10, 5)]
     norms = [torch.tensor(TensorList([part]).norm(order), dtype=torch.float64) for part in parts]
@@ -33,11 +33,11 @@ def test_norms_of_parts_give_the_norm_of_all(order: float) -> None:
 def test_tables_are_kept_while_memory_stays(place: Place, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     if "torch" in request.node.name:
         pytest.skip("plain torch has no tables")
-    from normclip import _cuda
+    from normclip._backends import cuda
 
-    _cuda._tables.cache_clear()
+    cuda._tables.cache_clear()
     uploads = []
-    monkeypatch.setattr(_cuda, "_upload", lambda array, device, upload=_cuda._upload: uploads.append(1) or upload(array, device))
+    monkeypatch.setattr(cuda, "_upload", lambda array, device, upload=cuda._upload: uploads.append(1) or upload(array, device))
     tensors = [place(torch.ones(size)) for size in (3, CHUNK + 1)]
     for _ in range(3):
         normclip.clip_(tensors, 1.0)
@@ -58,7 +58,7 @@ def test_memory_that_is_taken_again_is_read_as_what_it_is_now(place: Place) -> N
 
 
 def test_each_stream_waits_once_for_a_table_and_a_capture_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    from normclip import _cuda
+    from normclip._backends import cuda
 
     class Stream:
         def __init__(self, number: int) -> None:
@@ -75,19 +75,19 @@ def test_each_stream_waits_once_for_a_table_and_a_capture_for_none(monkeypatch: 
     current, capturing = streams[0], False
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
-    monkeypatch.setattr(_cuda, "_upload", lambda array, device: SimpleNamespace(record_stream=lambda stream: None))
-    _cuda._tables.cache_clear()
+    monkeypatch.setattr(cuda, "_upload", lambda array, device: SimpleNamespace(record_stream=lambda stream: None))
+    cuda._tables.cache_clear()
     device, layouts = torch.device("cuda", 0), [np.array([16, size, 2, 0]).tobytes() for size in (1, 2)]
     tables = set()
     for stream in [*streams, *streams]:
         current = stream
-        tables.add(_cuda._table(layouts[0], device))
+        tables.add(cuda._table(layouts[0], device, cuda.Tuning()))
     assert len(tables) == 1
     assert [stream.waits for stream in streams] == [1, 1]
     current, capturing = Stream(2), True
-    assert _cuda._table(layouts[0], device) in tables & _cuda._captured
+    assert cuda._table(layouts[0], device, cuda.Tuning()) in tables & cuda._captured
     assert current.waits == 0
     with pytest.raises(RuntimeError, match="make the same call once"):
-        _cuda._table(layouts[1], device)
-    _cuda._captured.clear()
-    _cuda._tables.cache_clear()
+        cuda._table(layouts[1], device, cuda.Tuning())
+    cuda._captured.clear()
+    cuda._tables.cache_clear()

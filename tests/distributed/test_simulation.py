@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import normclip
-from normclip._ranks import WIDTH, merged_norms
+from normclip._backends.ranks import WIDTH, merged_norms
 from normclip.distributed import simulate
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import normclip
-from normclip import _backend
+from normclip import _backends
 
 pytestmark = [
     pytest.mark.gpu,
@@ -121,7 +121,7 @@ def test_a_capture_of_unknown_tensors_says_what_to_do() -> None:
 
 def test_a_factor_on_the_device_is_not_waited_for_and_may_change_in_a_graph() -> None:
     tensor, factor = torch.ones(5000, device="cuda"), torch.tensor(0.5, dtype=torch.float64, device="cuda")
-    taken = _backend.collect([tensor], writable=True)
+    taken = _backends.collect([tensor], writable=True)
     with no_waiting():
         taken.scale_(factor)
     graph = torch.cuda.CUDAGraph()

@@ -9,8 +9,9 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from normclip._backend import NORMS, listed
-from normclip._collect import Parameters, as_tensor, check_finite, check_limit, check_order, mark_written
+from normclip._arguments import Parameters, check_limit, check_order
+from normclip._backends import NORMS, listed
+from normclip._results import as_tensor, check_finite, mark_written
 from normclip.clip import TORCH_EPSILON, clip_grad_norm_
 from normclip.clip_grads import Clipped, Nonfinite, clip_grads_
 from normclip.monitor.sinks import Figures, Sink

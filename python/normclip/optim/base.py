@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from normclip._backend import Member, Settings, descent
-from normclip._collect import mark_written
+from normclip._backends import Member, Settings, optimizer_step
+from normclip._results import mark_written
 from normclip.rules import Rule, as_rule
 
 
@@ -100,7 +100,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
             for place, parameter in enumerate(group["params"])
             if parameter.grad is not None
         ]
-        taken = descent(members)
+        taken = optimizer_step(members)
         norm = taken.norm()
         exact = cast(Any, norm if isinstance(norm, float) else norm.exact)
         with self.rule.applying(exact) as coefficient:

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from normclip._backend import Settings
-from normclip._collect import check_not_negative
+from normclip._arguments import check_not_negative
+from normclip._backends import Settings
 from normclip.optim.base import ClippedOptimizer, check_flag
 from normclip.rules import Rule
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from normclip._collect import Tensors, check_positive
+from normclip._arguments import Tensors, check_positive
 from normclip._formulas import Scalar, evaluate, square, times
 from normclip.products import dot
 from normclip.theory._wide import wide

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from normclip._collect import check_not_negative, check_positive
+from normclip._arguments import check_not_negative, check_positive
 from normclip.theory._wide import wide
 
 

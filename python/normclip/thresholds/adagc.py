@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from normclip._collect import Parameters, check_not_negative, check_positive, mark_written
+from normclip._arguments import Parameters, check_not_negative, check_positive
+from normclip._results import mark_written
 from normclip.clip_grads import Clipped
 from normclip.rules import Hard
 from normclip.statistics import measure, take_grads

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from normclip._backend import collect_grads
-from normclip._collect import Parameters, check_not_negative, check_positive
+from normclip._arguments import Parameters, check_not_negative, check_positive
+from normclip._backends import collect_grads
 from normclip.statistics import named
 from normclip.thresholds.policy import Policy
 

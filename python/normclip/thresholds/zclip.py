@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from normclip._collect import check_positive
+from normclip._arguments import check_positive
 from normclip.thresholds.policy import Threshold, as_norm, as_norms, check_share
 
 

@@ -68,6 +68,14 @@ impl DeviceList {
         Self::take(py, Names::tensors(name.to_owned()), listed.iter().collect(), writable)
     }
 
+    /// The gradients of a parameter, or of those parameters of an iterable that have one.
+    #[staticmethod]
+    #[pyo3(signature = (parameters, *, writable = false))]
+    fn grads(parameters: &Bound<'_, PyAny>, writable: bool) -> PyResult<Self> {
+        let (names, grads) = grads_of(parameters)?;
+        Self::take(parameters.py(), names, grads, writable)
+    }
+
     /// Those that are torch's.
     #[getter]
     fn torch_tensors(&self, py: Python<'_>) -> Vec<Py<PyAny>> {

@@ -56,7 +56,7 @@ impl Moments {
         let py = tensors.py();
         let taken = collect(tensors, false)?;
         let Ok(tensors) = taken.cast::<TensorList>() else {
-            let moments = py.import(intern!(py, "normclip._backend"))?.call_method1(intern!(py, "moments"), (taken,))?;
+            let moments = py.import(intern!(py, "normclip._backends.choose"))?.call_method1(intern!(py, "moments"), (taken,))?;
             return Ok(Self(moments.cast::<Self>()?.get().0));
         };
         let tensors = tensors.get().tensors();

@@ -56,6 +56,16 @@ impl Tensor {
         self
     }
 
+    /// The same with real numbers of these bits, drawn in the order of the elements.
+    pub(crate) fn of_patterns(self, mut draw: impl FnMut() -> u64) -> Self {
+        let size = self.dtype.size() / self.dtype.parts();
+        for offset in self.part_offsets() {
+            // SAFETY: offsets of parts lie in the memory, which is ours, with room for a part.
+            unsafe { self.memory.add(offset).copy_from_nonoverlapping(draw().to_le_bytes().as_ptr(), size) };
+        }
+        self
+    }
+
     pub(crate) fn dtype(&self) -> Dtype {
         self.dtype
     }

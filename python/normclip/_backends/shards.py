@@ -1,6 +1,6 @@
 """Tensors of which other ranks hold parts: DTensors, and tensors whose norm is taken together with those of other ranks.
 
-Each rank measures its own shards, and the rows of :mod:`normclip._ranks` join them. Tensors are counted where they live:
+Each rank measures its own shards, and the rows of :mod:`normclip._backends.ranks` join them. Tensors are counted where they live:
 
 - DTensors on their mesh, by one collective for any number of tensors, and where the mesh replicates them on the first replica alone.
 - Others as each rank has them, without a collective: beside DTensors they are replicas.
@@ -25,11 +25,9 @@ from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate
 
-from normclip import _backend
-from normclip._backend import NORMS
-from normclip._core import Moments
-from normclip._devices import Norm
-from normclip._ranks import (
+from normclip._backends import local
+from normclip._backends.protocol import NORMS, Batch, Norm
+from normclip._backends.ranks import (
     DIFFERENT,
     DIGEST,
     DOUBLE,
@@ -43,6 +41,7 @@ from normclip._ranks import (
     merged_moments,
     merged_norms,
 )
+from normclip._core import Moments
 
 # A mesh of several dimensions that spans the whole world is gathered at once up to this size. Larger ones, and parts of the world, are
 # gathered dimension by dimension, where a rank receives the sum of their sizes and not the product.
@@ -53,7 +52,7 @@ _PLAIN = 0
 
 
 class Shards:
-    """A :class:`~normclip._backend.Batch` of tensors of which other ranks hold parts. Figures are those of the whole.
+    """A :class:`~normclip._backends.protocol.Batch` of tensors of which other ranks hold parts. Figures are those of the whole.
 
     ``norm``, ``statistics`` and ``each`` are collectives: all ranks call them, in the same order.
     """
@@ -73,14 +72,14 @@ class Shards:
         self._wrappers: dict[int, DTensor] = {}
         self._reduced = False
         self._device = torch.device("cpu")
-        self._read = self._write = _backend.take([], grads=False)
+        self._read = self._write = local.collect([], grads=False)
         self._double, self._same = False, True
         self._total = Moments()
         self._each: list[Moments] = []
         self._error: Exception | None = None
         try:
             with torch.no_grad():
-                self._take(_backend.listed(given, "grad" if grads else "__dlpack__"), grads=grads, writable=writable)
+                self._take(local.listed(given, "grad" if grads else "__dlpack__"), grads=grads, writable=writable)
         except Exception as error:  # raised when the other ranks know of it
             self._error = error
 
@@ -115,8 +114,8 @@ class Shards:
             self._shapes.append(tuple(getattr(tensor, "shape", ())))
             self._homes.append(home)
             self._counts.append(counts)
-        self._write = _backend.take(to_write, grads=grads, writable=writable)
-        self._read = _backend.take(to_read, grads=grads) if self._reduced else self._write
+        self._write = local.collect(to_write, grads=grads, writable=writable)
+        self._read = local.collect(to_read, grads=grads) if self._reduced else self._write
 
     def _place(self, mesh: DeviceMesh) -> tuple[int, tuple[int, ...]]:
         """The number of a mesh, and where this rank is on it."""
@@ -256,7 +255,7 @@ class Shards:
             places = zip(self._measured, self._homes, self._counts, strict=True)
             tensors = [tensor for tensor, at, counts in places if at == home and counts]
             elements = any(math.prod(tensor.shape) for tensor in tensors)
-            rows.append(np.array([float(_backend.take(tensors, grads=False).norm(order)), float(elements), *[0.0] * 11]))
+            rows.append(np.array([float(local.collect(tensors, grads=False).norm(order)), float(elements), *[0.0] * 11]))
         return rows
 
     def _check_same(self) -> None:
@@ -293,7 +292,7 @@ class Shards:
         self._targets.check_elementwise()
 
     @property
-    def _targets(self) -> _backend.Batch:
+    def _targets(self) -> Batch:
         if self._error is not None:
             raise self._error
         return self._write

@@ -7,17 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normclip import _backend, _core
-from normclip._backend import AnyNorm, Member, Settings
+from normclip import _core
+from normclip._backends import local
+from normclip._backends.protocol import AnyNorm, Member, Served, Settings
 
 
-class DeviceDescent:
-    """A :class:`~normclip._backend.Descent` of tensors on any devices."""
+class DeviceStep:
+    """A :class:`~normclip._backends.protocol.Step` of tensors on any devices."""
 
-    def __init__(self, members: list[Member]) -> None:
+    def __init__(self, members: list[Member], served: Served) -> None:
         _core.Descent.check(members)
         self._members = members
-        self._gradients = _backend.collect([gradient for _, _, _, gradient, _, _ in members])
+        self._gradients = local.collect([gradient for _, _, _, gradient, _, _ in members], grads=False, served=served)
 
     def norm(self) -> AnyNorm:
         return self._gradients.norm(2.0)
@@ -31,7 +32,7 @@ class DeviceDescent:
         for (group, device, dtype), triples in alike.items():
             factor = torch.as_tensor(coefficient, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
             _step(triples, factor.to(device, non_blocking=True), group)
-        return []  # torch has counted
+        return []  # torch's operations have raised the version counters
 
 
 def _step(triples: list[tuple[Tensor, Tensor, Tensor | None]], coefficient: Tensor, group: Settings) -> None:

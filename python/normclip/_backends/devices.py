@@ -9,63 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from normclip import _core
+from normclip._backends.parts import Array, Part, moved
+from normclip._backends.protocol import Norm, Served
 from normclip._core import DeviceList, Moments, TensorList
 
-Array = npt.NDArray[np.float64]
-
-# DLPack's numbers of devices: CUDA, ROCm, memory that either manages; and those whose memory the CPU reads.
-_CUDA = (2, 10, 13)
-_HOST = (1, 3)
-# That of tensors without memory, by which DLPack knows none.
+# The kind of device of tensors without memory, by which DLPack knows none.
 _ABSTRACT = -1
-
-# In an array of moments, Σ|x| is multiplied by this where the largest |x| is so large: see `Largest::unit` in rust/core/src/moments.rs.
-HUGE, SHRINK = 2.0**960, 2.0**-64
-
-
-@dataclass(frozen=True)
-class Norm:
-    """A norm on a device: in float64 to compute with, and in the type that users get. ``float(norm)`` waits for it."""
-
-    exact: torch.Tensor
-    rounded: torch.Tensor
-
-    def __float__(self) -> float:
-        return float(self.exact)
-
-
-def moved(numbers: torch.Tensor, device: torch.device, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    """The numbers on a device, without waiting for them, but on the CPU, which would read them before they are there."""
-    return numbers.detach().to(device, dtype, non_blocking=device.type != "cpu")
-
-
-class Part(Protocol):
-    """The tensors of one device. Norms and factors that are tensors may be on another."""
-
-    device: torch.device
-
-    def norm(self, order: float, dtype: torch.dtype) -> Norm: ...
-    def moments(self, *, finite_only: bool) -> Array:
-        """A row of 13 numbers for each tensor, as :meth:`normclip.Moments.to_array` gives them."""
-
-    def clip_(self, limit: float, norm: torch.Tensor, epsilon: float) -> None: ...
-    def scale_(self, factor: float | torch.Tensor) -> None:
-        """Where the factor is a tensor and 1, nothing is written."""
-
-    def scale_each_(self, factors: Array) -> None: ...
-    def clamp_(self, limit: float) -> None: ...
-    def zero_nonfinite_(self) -> None: ...
-    def dot(self, other: Part) -> torch.Tensor:
-        """Σxy, √Σx², √Σy² and the cosine, in step with the tensors of another part on the same device."""
 
 
 class _CpuPart:
@@ -104,18 +60,19 @@ class _CpuPart:
         return torch.tensor(_core.dot(self._objects, other._objects), dtype=torch.float64)
 
 
-def part_of(taken: DeviceList, kind: int, number: int, indices: list[int], *, writable: bool) -> Part:
+def _part_of(taken: DeviceList, device: tuple[int, int, list[int]], served: Served, *, writable: bool) -> Part:
     """The tensors of a device, with the backend that serves it best."""
-    if kind in _HOST:
+    kind, number, indices = device
+    if kind in served.rust:
         return _CpuPart(_chosen(taken, indices), writable=writable)
-    if kind in _CUDA:
+    if kind in served.triton:
         try:
-            from normclip._cuda import CudaPart
+            from normclip._backends.cuda import CudaPart
         except ImportError:
             pass  # torch without Triton, as on some platforms
         else:
-            return CudaPart(taken, kind, number, indices)
-    from normclip._torch import TorchPart
+            return CudaPart(taken, kind, number, indices, served.tuning)
+    from normclip._backends.plain import TorchPart
 
     return TorchPart(_chosen(taken, indices), writable=writable, abstract=kind == _ABSTRACT)
 
@@ -126,10 +83,11 @@ def _chosen(taken: DeviceList, indices: list[int]) -> list[Any]:
 
 
 class DeviceBatch:
-    """A :class:`~normclip._backend.Batch` of tensors on any devices."""
+    """A :class:`~normclip._backends.protocol.Batch` of tensors on any devices."""
 
-    def __init__(self, taken: DeviceList) -> None:
+    def __init__(self, taken: DeviceList, served: Served) -> None:
         self._taken = taken
+        self._served = served
 
     @property
     def is_torch(self) -> bool:
@@ -205,7 +163,7 @@ class DeviceBatch:
     def _write(self, change: Callable[[Part, list[int]], None]) -> list[Any]:
         with self._writable() as taken:
             # First what may still fail: operations of other people's tensors.
-            for part, indices in sorted(_parts(taken, writable=True), key=lambda part: not getattr(part[0], "abstract", False)):
+            for part, indices in sorted(self._parts(taken, writable=True), key=lambda part: not getattr(part[0], "abstract", False)):
                 change(part, indices)
         return self._taken.torch_tensors
 
@@ -220,7 +178,7 @@ class DeviceBatch:
         """Those that are on devices."""
         if not indices:
             return []
-        at_home = {index for kind, _, members in self._taken.devices if kind in _HOST for index in members}
+        at_home = {index for kind, _, members in self._taken.devices if kind in self._served.rust for index in members}
         return [index for index in indices if index not in at_home]
 
     def _copies(self) -> dict[int, torch.Tensor]:
@@ -233,7 +191,7 @@ class DeviceBatch:
             for index in self._away(self._taken.complex):
                 tensor = self._tensor(index)
                 copies[index] = torch.abs((tensor.coalesce().values() if tensor.is_sparse else tensor).to(torch.complex128))
-        return _parts(self._with(copies), writable=False)
+        return self._parts(self._with(copies), writable=False)
 
     @contextmanager
     def _writable(self) -> Iterator[DeviceList]:
@@ -255,10 +213,9 @@ class DeviceBatch:
         tensor: torch.Tensor = self._taken.objects[index]
         return tensor.detach()
 
-
-def _parts(taken: DeviceList, *, writable: bool) -> Iterator[tuple[Part, list[int]]]:
-    for kind, number, indices in taken.devices:
-        yield part_of(taken, kind, number, indices, writable=writable), indices
+    def _parts(self, taken: DeviceList, *, writable: bool) -> Iterator[tuple[Part, list[int]]]:
+        for device in taken.devices:
+            yield _part_of(taken, device, self._served, writable=writable), device[2]
 
 
 def _joined(norms: list[torch.Tensor], order: float, dtype: torch.dtype) -> Norm:
@@ -276,7 +233,7 @@ def _joined(norms: list[torch.Tensor], order: float, dtype: torch.dtype) -> Norm
     return Norm(exact, exact.to(dtype))
 
 
-def dot(xs: DeviceList, ys: DeviceList) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def dot(xs: DeviceList, ys: DeviceList, served: Served) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Σxy, √Σx², √Σy² and the cosine, on the device of the first pair."""
     sides = [_dense(taken, name) for taken, name in ((xs, "xs"), (ys, "ys"))]
     if len(sides[0]) != len(sides[1]):
@@ -300,7 +257,7 @@ def dot(xs: DeviceList, ys: DeviceList) -> tuple[torch.Tensor, torch.Tensor, tor
     devices = list(dict.fromkeys(x.device for x, _ in pairs.values()))
     for device in devices:
         lists = [DeviceList([pair[side] for pair in pairs.values() if pair[0].device == device]) for side in (0, 1)]
-        x, y = (part_of(taken, *taken.devices[0], writable=False) for taken in lists)
+        x, y = (_part_of(taken, taken.devices[0], served, writable=False) for taken in lists)
         found.append(x.dot(y))
     found = [moved(products, found[0].device, found[0].dtype) for products in found]
     if len(found) == 1:

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from normclip._devices import HUGE, SHRINK, Norm, Part, moved
+from normclip._backends.parts import HUGE, SHRINK, Part, moved
+from normclip._backends.protocol import Norm
 
 _UP = 2.0**538
 _SAFE = (2.0**-900, 2.0**900)

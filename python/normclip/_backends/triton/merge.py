@@ -3,8 +3,8 @@
 import triton
 import triton.language as tl
 
-from normclip._triton.elements import DOWN, INF, UP, bits_of, number_of, power
-from normclip._triton.measure import INVERSE_POWERS, LARGEST, POWERS, SMALLEST, SQUARES
+from normclip._backends.triton.elements import DOWN, INF, UP, bits_of, number_of, power
+from normclip._backends.triton.measure import INVERSE_POWERS, LARGEST, POWERS, SMALLEST, SQUARES
 
 # Numbers of a moments partial: count, zeros, NaN, infinities, sum of |x|, squares (medium, small, large), largest.
 COLUMNS = tl.constexpr(9)

@@ -1,4 +1,4 @@
-"""Lists of CUDA tensors for the kernels of :mod:`normclip._triton`: tables, their cache, and launches.
+"""Lists of CUDA tensors for the kernels of :mod:`normclip._backends.triton`: tables, their cache, and launches.
 
 A list is described by a table of chunks, which is uploaded once and kept while addresses and sizes stay as they are. A norm is two
 launches, clipping by it a third, and no step waits for the device. Launches go to the current stream, so they can be captured in a CUDA
@@ -20,9 +20,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from normclip._backends.parts import HUGE, SHRINK, Part, moved
+from normclip._backends.protocol import Norm
+from normclip._backends.triton import change, elements, measure, merge, pairs
 from normclip._core import DeviceList
-from normclip._devices import HUGE, SHRINK, Norm, Part, moved
-from normclip._triton import change, elements, measure, merge, pairs
 
 _WHAT = {
     2.0: measure.SQUARES.value,
@@ -54,8 +55,11 @@ class Tuning:
     short: int = 128
     """The same for a tensor of no more chunks than these."""
 
-
-TUNING = Tuning()
+    @property
+    def options(self) -> dict[str, Any]:
+        """What kernels over chunks are compiled with."""
+        # Fused multiply-add changes nothing where products are exact, and elsewhere it saves a rounding.
+        return {"BYTES": self.tile, "UNROLL": self.unroll, "num_warps": self.warps, "enable_fp_fusion": True}
 
 
 @dataclass(eq=False)
@@ -86,9 +90,9 @@ class Table:
 _captured: set[Table] = set()
 
 
-def _table(layout: bytes, device: torch.device, *, addresses: int = 1) -> Table:
+def _table(layout: bytes, device: torch.device, tuning: Tuning, *, addresses: int = 1) -> Table:
     """The table of a layout, there for the current stream."""
-    table = _tables(layout, device, addresses, TUNING)
+    table = _tables(layout, device, addresses, tuning)
     if table.ready is None:
         return table
     if torch.cuda.is_current_stream_capturing():
@@ -142,10 +146,11 @@ def _upload(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
 class CudaPart:
     """The CUDA tensors of a list that are on one device."""
 
-    def __init__(self, taken: DeviceList, kind: int, number: int, indices: list[int]) -> None:
+    def __init__(self, taken: DeviceList, kind: int, number: int, indices: list[int], tuning: Tuning | None = None) -> None:
         # DLPack's kind 1 is the CPU: Triton's interpreter takes its tensors for those of a device.
         self.device = torch.device("cpu") if kind == 1 else torch.device("cuda", number)
         self._taken, self._kind, self._number, self._indices = taken, kind, number, indices
+        self._tuning = tuning or Tuning()
 
     # ---- Measuring ----
 
@@ -159,7 +164,9 @@ class CudaPart:
             partials = self._measure(table, order, what, columns=3)
             exact = torch.empty((), dtype=torch.float64, device=self.device)
             rounded = torch.empty((), dtype=dtype, device=self.device)
-            merge.norm[(1,)](partials, table.chunks, exact, rounded, order, TYPES=table.types, WHAT=what, LANES=TUNING.lanes, num_warps=8)
+            merge.norm[(1,)](
+                partials, table.chunks, exact, rounded, order, TYPES=table.types, WHAT=what, LANES=self._tuning.lanes, num_warps=8
+            )
             return Norm(exact, rounded)
 
     def moments(self, *, finite_only: bool) -> npt.NDArray[np.float64]:
@@ -172,14 +179,14 @@ class CudaPart:
             partials = self._measure(table, 2.0, measure.MOMENTS.value, columns=columns, finite_only=finite_only)
             moments = torch.empty((len(table.indices), columns), dtype=torch.float64, device=self.device)
             # Long columns are summed by a program each, short ones of a tensor by one for all.
-            short = table.longest <= TUNING.short
+            short = table.longest <= self._tuning.short
             merge.tabulate[(len(table.indices), 1 if short else columns)](
                 partials,
                 table.chunks,
                 table.segments,
                 moments,
                 PER_PROGRAM=columns if short else 1,
-                LANES=TUNING.short if short else TUNING.lanes,
+                LANES=self._tuning.short if short else self._tuning.lanes,
                 num_warps=4,
             )
             found = moments.cpu().numpy()
@@ -190,7 +197,7 @@ class CudaPart:
     def _measure(self, table: Table, order: float, what: int, *, columns: int, finite_only: bool = False) -> torch.Tensor:
         partials = torch.empty((columns, table.chunks), dtype=torch.float64, device=self.device)
         measure.measure[(table.chunks,)](
-            table.rows, partials, table.chunks, order, TYPES=table.types, WHAT=what, FINITE=finite_only, **_compiled_for()
+            table.rows, partials, table.chunks, order, TYPES=table.types, WHAT=what, FINITE=finite_only, **self._tuning.options
         )
         return partials
 
@@ -222,7 +229,7 @@ class CudaPart:
         with _on(self.device):
             table = self._table(write=True)
             if table.chunks > 0:
-                change.change[(table.chunks,)](table.rows, numbers, number, epsilon, TYPES=table.types, WHAT=what, **_compiled_for())
+                change.change[(table.chunks,)](table.rows, numbers, number, epsilon, TYPES=table.types, WHAT=what, **self._tuning.options)
 
     # ---- Pairs ----
 
@@ -230,23 +237,18 @@ class CudaPart:
         assert isinstance(other, CudaPart)
         with _on(self.device):
             x, y = (np.frombuffer(side._layout(repeated=True), dtype=np.int64).reshape(-1, 4) for side in (self, other))
-            table = _table(np.column_stack([x[:, 0], y]).tobytes(), self.device, addresses=2)
+            table = _table(np.column_stack([x[:, 0], y]).tobytes(), self.device, self._tuning, addresses=2)
             partials = torch.empty((9, table.chunks), dtype=torch.float64, device=self.device)
             found = torch.empty(4, dtype=torch.float64, device=self.device)
-            pairs.products[(table.chunks,)](table.rows, partials, table.chunks, TYPES=table.types, **_compiled_for())
-            pairs.dot[(1,)](partials, table.chunks, found, TYPES=table.types, LANES=TUNING.lanes, num_warps=8)
+            pairs.products[(table.chunks,)](table.rows, partials, table.chunks, TYPES=table.types, **self._tuning.options)
+            pairs.dot[(1,)](partials, table.chunks, found, TYPES=table.types, LANES=self._tuning.lanes, num_warps=8)
             return found
 
     def _layout(self, *, write: bool = False, repeated: bool = False) -> bytes:
         return self._taken.layout(self._kind, self._number, write=write, repeated=repeated)
 
     def _table(self, *, write: bool = False) -> Table:
-        return _table(self._layout(write=write), self.device)
-
-
-def _compiled_for() -> dict[str, Any]:
-    # Fused multiply-add changes nothing where products are exact, and elsewhere it saves a rounding.
-    return {"BYTES": TUNING.tile, "UNROLL": TUNING.unroll, "num_warps": TUNING.warps, "enable_fp_fusion": True}
+        return _table(self._layout(write=write), self.device, self._tuning)
 
 
 def _on(device: torch.device) -> Any:

@@ -3,8 +3,8 @@
 import triton
 import triton.language as tl
 
-from normclip._triton.elements import DOWN, ELEMENTS, ROW, SAFE_HIGH, SAFE_LOW, UP, tiles_of
-from normclip._triton.merge import add_up, root_of
+from normclip._backends.triton.elements import DOWN, ELEMENTS, ROW, SAFE_HIGH, SAFE_LOW, UP, tiles_of
+from normclip._backends.triton.merge import add_up, root_of
 
 
 @triton.jit

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from normclip._triton.elements import (
+from normclip._backends.triton.elements import (
     DOWN,
     ELEMENTS,
     INF,

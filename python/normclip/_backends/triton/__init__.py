@@ -1,4 +1,4 @@
-"""The kernels for CUDA, in Triton. They know tables of addresses and numbers; :mod:`normclip._cuda` knows tensors.
+"""The kernels for CUDA, in Triton. They know tables of addresses and numbers; :mod:`normclip._backends.cuda` knows tensors.
 
 A *chunk* is a run of elements of one tensor, a row of the table, and one program's work. All chunks of all tensors of all element types
 are read in one launch: each program takes the branch of its element type. Nothing is merged by atomics; partials have their places, and

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from normclip._triton.elements import ELEMENTS, ROW, tiles_of
+from normclip._backends.triton.elements import ELEMENTS, ROW, tiles_of
 
 # What to change.
 CLIP = tl.constexpr(0)
