@@ -22,6 +22,9 @@ class SupportsDLPack(Protocol):
 Tensors: TypeAlias = "SupportsDLPack | Iterable[SupportsDLPack]"
 Parameters: TypeAlias = "torch.Tensor | Iterable[torch.Tensor]"
 
+TORCH_EPSILON = 1e-6
+"""torch divides by the norm plus this, so that a norm of 0 does no harm."""
+
 
 def import_torch() -> types.ModuleType:
     """Torch.

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from normclip import clip
+from normclip._arguments import TORCH_EPSILON, check_limit, check_order
+from normclip._backends import collect
+from normclip._results import as_tensor, check_finite, mark_written
 
 
 def clip_grad_norm_(parameters: Any, max_norm: float, norm_type: float, error_if_nonfinite: bool) -> Tensor:
@@ -21,13 +23,22 @@ def clip_grad_norm_(parameters: Any, max_norm: float, norm_type: float, error_if
     return cast(Tensor, _operator(grads, float(max_norm), float(norm_type), error_if_nonfinite))
 
 
-outside: Callable[..., Tensor] = torch.compiler.disable(clip.clip_grad_norm_)  # type: ignore[no-untyped-call]
-"""The function itself, for which the graph is broken."""
+def _call(function: Callable[..., Tensor], *arguments: Any, **keywords: Any) -> Tensor:
+    return function(*arguments, **keywords)
+
+
+outside: Callable[..., Tensor] = torch.compiler.disable(_call)  # type: ignore[no-untyped-call]
+"""Calls a function for which the graph is broken."""
 
 
 def _clip(grads: Sequence[Tensor], max_norm: float, norm_type: float, error_if_nonfinite: bool) -> Tensor:
-    parameters = cast("list[Tensor]", [SimpleNamespace(grad=grad) for grad in grads])
-    return clip.clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite)
+    limit, order = check_limit("max_norm", max_norm), check_order("norm_type", norm_type)
+    batch = collect(list(grads), writable=limit < math.inf)
+    norm = batch.norm(order)
+    if error_if_nonfinite:
+        check_finite(norm, order, batch, source="gradients from `parameters`")
+    mark_written(batch.clip_(limit, norm, TORCH_EPSILON))
+    return as_tensor(norm, batch)
 
 
 def _fake(grads: Sequence[Tensor], max_norm: float, norm_type: float, error_if_nonfinite: bool) -> Tensor:

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
-from normclip._arguments import Parameters, SupportsDLPack, Tensors, check_limit, check_number, check_order
+from normclip._arguments import TORCH_EPSILON, Parameters, SupportsDLPack, Tensors, check_limit, check_number, check_order
 from normclip._backends import AnyNorm, Batch, collect, collect_grads
 from normclip._results import as_given, as_tensor, check_finite, mark_written
 from normclip.rules import Hard, Rule, as_rule
@@ -17,9 +17,6 @@ from normclip.rules import Hard, Rule, as_rule
 if TYPE_CHECKING:
     import torch
     from torch.distributed import ProcessGroup
-
-# torch divides by the norm plus this, so that a norm of 0 does no harm.
-TORCH_EPSILON = 1e-6
 
 
 @overload
@@ -183,7 +180,8 @@ def clip_grad_norm_(
 
         if max_norm is not None and rule is None and process_groups is None:
             return _compiled.clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite)
-        return _compiled.outside(parameters, max_norm, norm_type, error_if_nonfinite, rule=rule, process_groups=process_groups)
+        keywords = {"rule": rule, "process_groups": process_groups}
+        return _compiled.outside(clip_grad_norm_, parameters, max_norm, norm_type, error_if_nonfinite, **keywords)
     if max_norm is not None and rule is None:
         rule, epsilon = as_rule("max_norm", max_norm), TORCH_EPSILON
     elif max_norm is None and rule is not None:

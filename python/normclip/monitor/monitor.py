@@ -9,10 +9,10 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from normclip._arguments import Parameters, check_limit, check_order
+from normclip._arguments import TORCH_EPSILON, Parameters, check_limit, check_order
 from normclip._backends import NORMS, listed
 from normclip._results import as_tensor, check_finite, mark_written
-from normclip.clip import TORCH_EPSILON, clip_grad_norm_
+from normclip.clip import clip_grad_norm_
 from normclip.clip_grads import Clipped, Nonfinite, clip_grads_
 from normclip.monitor.sinks import Figures, Sink
 from normclip.rules import Hard, Rule
