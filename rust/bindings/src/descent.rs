@@ -1,7 +1,6 @@
 //! `Descent`: parameters with their gradients and momentum buffers, taken once, then measured and moved one step.
 
 use std::array;
-use std::sync::Arc;
 
 use normclip_core::kernels::Descend;
 use normclip_core::{Access, TensorError, Tensors, Updates, View, norm, update};
@@ -12,7 +11,7 @@ use pyo3::types::PyList;
 
 use crate::extract::{Exported, Extractor};
 use crate::names::Names;
-use crate::threads::team;
+use crate::threads::{detached, team};
 
 /// A parameter: its group and its place there, the tensor, its gradient and its momentum buffer, if there is one.
 type Member<'py> = (usize, usize, Bound<'py, PyAny>, Bound<'py, PyAny>, Option<Bound<'py, PyAny>>);
@@ -28,8 +27,8 @@ pub(crate) struct Descent {
     read: Vec<Py<PyAny>>,
     #[expect(dead_code, reason = "held for their references")]
     owners: Vec<Py<PyAny>>,
-    gradients: Arc<Tensors>,
-    updates: Arc<Updates>,
+    gradients: Tensors,
+    updates: Updates,
 }
 
 #[pymethods]
@@ -48,7 +47,7 @@ impl Descent {
     /// The L2 norm of all gradients as one vector.
     fn norm(&self, py: Python<'_>) -> PyResult<f64> {
         let team = team(py)?;
-        Ok(py.detach(|| norm(&self.gradients, 2.0, team)))
+        detached(py, || norm(&self.gradients, 2.0, team))
     }
 
     /// Takes a step with the gradients times the coefficient. Learning rate, momentum, whether it is Nesterov's, and weight decay are those of
@@ -63,7 +62,7 @@ impl Descent {
         };
         let team = team(py)?;
         // SAFETY: that nobody else uses the memory meanwhile is up to the caller in Python, as with every in-place operation of torch.
-        py.detach(|| unsafe { update(&self.updates, move |member| numbers[member], team) });
+        detached(py, || unsafe { update(&self.updates, |member| numbers[member], team) })?;
         PyList::new(py, &self.written)
     }
 }
@@ -96,8 +95,8 @@ impl Descent {
             let (_, _, parameter, gradient, buffer) = &members[error.index / 3];
             names.fault(error, [parameter, buffer.as_ref().unwrap_or(parameter), gradient][error.index % 3])
         };
-        let updates = Arc::new(Updates::new(triples).map_err(fault)?);
-        let gradients = Arc::new(Tensors::new(gradients, Access::Read).map_err(fault)?);
+        let updates = detached(py, || Updates::new(triples))?.map_err(fault)?;
+        let gradients = detached(py, || Tensors::new(gradients, Access::Read))?.map_err(fault)?;
         Ok(Self { groups: members.iter().map(|(group, ..)| *group).collect(), written, read, owners, gradients, updates })
     }
 }

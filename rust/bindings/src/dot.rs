@@ -1,7 +1,5 @@
 //! The inner product of two lists of tensors.
 
-use std::sync::Arc;
-
 use normclip_core::{Dtype, Pairs, TensorError, View};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::intern;
@@ -10,7 +8,7 @@ use pyo3::prelude::*;
 use crate::extract::{Exported, Extractor};
 use crate::list::listed;
 use crate::names::Names;
-use crate::threads::team;
+use crate::threads::{detached, team};
 
 /// Σxy, √Σx², √Σy² and the cosine of two tensors, or of the tensors of two iterables, in one read of both.
 #[pyfunction]
@@ -37,7 +35,7 @@ pub(crate) fn dot(xs: &Bound<'_, PyAny>, ys: &Bound<'_, PyAny>) -> PyResult<(f64
         owners.push((objects, exported));
     }
     let team = team(py)?;
-    let products = py.detach(|| normclip_core::dot(&Arc::new(Pairs::new(pairs)), team));
+    let products = detached(py, || normclip_core::dot(&Pairs::new(pairs), team))?;
     // The memory was in use until here.
     drop(owners);
     Ok((products.xy.value(), products.xx.norm(), products.yy.norm(), products.cosine()))

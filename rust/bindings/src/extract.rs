@@ -13,7 +13,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyCapsule, PyCapsuleMethods, PyDict, PyType};
 use pyo3::{create_exception, intern};
 
-use crate::dlpack::{self, Borrow, Device, ExchangeApi, ExchangeHeader, ManagedTensor, ManagedTensorVersioned};
+use crate::dlpack::{self, Borrow, Device, ExchangeApi, ExchangeHeader, ManagedTensor, ManagedTensorVersioned, RawTensor};
 use crate::names::Names;
 
 create_exception!(normclip._core, NotOnCPU, PyTypeError, "A tensor is in the memory of another device: `DeviceList` may take it.");
@@ -40,6 +40,8 @@ pub(crate) struct Exported {
 struct TypeFacts {
     borrow: Option<Borrow>,
     is_torch: bool,
+    /// Whether it is NumPy's own array: its capsule keeps the array and nothing besides.
+    is_array: bool,
 }
 
 /// Takes objects one after the other.
@@ -85,17 +87,20 @@ impl<'a, 'py> Extractor<'a, 'py> {
     /// The memory of the object at this index of the list.
     pub(crate) fn extract(&mut self, index: usize, object: &Bound<'py, PyAny>) -> PyResult<Extracted> {
         // What nearly all tensors of a model are, first and without a detour: there may be thousands.
-        let TypeFacts { borrow, is_torch } = self.facts(object)?;
+        let TypeFacts { borrow, is_torch, is_array } = self.facts(object)?;
         if let Some(borrow) = borrow
             && let Ok(tensor) = borrow_tensor(object, borrow)
         {
+            let tensor = self.checked(index, object, tensor)?;
             let read = self.view(index, object, &tensor)?;
             return Ok(Extracted { read, write: None, owners: Vec::new(), device: tensor.device, is_torch });
         }
         match self.tensor(index, object)? {
             Some(Exported { tensor, owner, is_torch }) => {
                 let read = self.view(index, object, &tensor)?;
-                Ok(Extracted { read, write: None, owners: owner.into_iter().collect(), device: tensor.device, is_torch })
+                // The array itself is kept anyway, and a million capsules are no trifle.
+                let owners = owner.into_iter().filter(|_| !is_array).collect();
+                Ok(Extracted { read, write: None, owners, device: tensor.device, is_torch })
             }
             None => self.extract_sparse(index, object),
         }
@@ -103,10 +108,10 @@ impl<'a, 'py> Extractor<'a, 'py> {
 
     /// What the object exports; None for a sparse tensor of torch, which has no memory of its own.
     pub(crate) fn tensor(&mut self, index: usize, object: &Bound<'py, PyAny>) -> PyResult<Option<Exported>> {
-        let TypeFacts { borrow, is_torch } = self.facts(object)?;
+        let TypeFacts { borrow, is_torch, .. } = self.facts(object)?;
         let borrowed = borrow.map(|borrow| borrow_tensor(object, borrow));
         if let Some(Ok(tensor)) = borrowed {
-            return Ok(Some(Exported { tensor, owner: None, is_torch }));
+            return Ok(Some(Exported { tensor: self.checked(index, object, tensor)?, owner: None, is_torch }));
         }
         // Asking all tensors whether they are sparse would take as long as borrowing.
         if is_torch && object.getattr(intern!(object.py(), "is_sparse"))?.is_truthy()? {
@@ -136,7 +141,8 @@ impl<'a, 'py> Extractor<'a, 'py> {
             Some(capsule) if !capsule.is_none() => borrow_function(&capsule)?,
             _ => None,
         };
-        let facts = TypeFacts { borrow, is_torch };
+        let is_array = of.fully_qualified_name()?.to_cow()? == "numpy.ndarray";
+        let facts = TypeFacts { borrow, is_torch, is_array };
         self.latest = Some((of, facts));
         Ok(facts)
     }
@@ -209,7 +215,11 @@ impl<'a, 'py> Extractor<'a, 'py> {
             let numpy = object.get_type().module()?.to_string_lossy() == "numpy";
             (tensor, !is_torch && !numpy)
         };
-        Ok((tensor, capsule.into_any().unbind(), read_only))
+        Ok((self.checked(index, object, tensor)?, capsule.into_any().unbind(), read_only))
+    }
+
+    fn checked(&self, index: usize, object: &Bound<'py, PyAny>, tensor: RawTensor) -> PyResult<dlpack::Tensor> {
+        tensor.checked().map_err(|problem| self.names.fault(TensorError { index, problem }, object))
     }
 
     fn view(&self, index: usize, object: &Bound<'py, PyAny>, tensor: &dlpack::Tensor) -> PyResult<View> {
@@ -289,7 +299,7 @@ fn borrow_function(capsule: &Bound<'_, PyAny>) -> PyResult<Option<Borrow>> {
     Ok(None)
 }
 
-fn borrow_tensor(object: &Bound<'_, PyAny>, borrow: Borrow) -> PyResult<dlpack::Tensor> {
+fn borrow_tensor(object: &Bound<'_, PyAny>, borrow: Borrow) -> PyResult<RawTensor> {
     let mut tensor = MaybeUninit::uninit();
     // SAFETY: the function comes from the type of this object, and we are attached to the interpreter.
     let status = unsafe { borrow(object.as_ptr().cast::<c_void>(), tensor.as_mut_ptr()) };

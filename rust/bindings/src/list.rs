@@ -14,7 +14,7 @@ use crate::dlpack::Device;
 use crate::extract::Extractor;
 use crate::moments::{Moments, tabulate};
 use crate::names::Names;
-use crate::threads::team;
+use crate::threads::{detached, reserved, team};
 
 /// The memory of some tensors. Everything about them is checked when it is made, so that no operation fails halfway.
 #[pyclass(frozen, module = "normclip._core")]
@@ -70,7 +70,7 @@ impl TensorList {
     /// The norm of all elements as one vector.
     fn norm(&self, py: Python<'_>, order: f64) -> PyResult<f64> {
         let team = team(py)?;
-        Ok(py.detach(|| norm(&self.read, order, team)))
+        detached(py, || norm(&self.read, order, team))
     }
 
     /// The moments of all; those of each group, for the group number of each tensor; and a table of float64, a row a tensor: count, zeros,
@@ -83,10 +83,10 @@ impl TensorList {
         finite_only: bool,
     ) -> PyResult<(Moments, Vec<Moments>, Bound<'py, PyBytes>)> {
         let team = team(py)?;
-        let (all, grouped, table) = py.detach(|| {
+        let (all, grouped, table) = detached(py, || {
             let each = reduce(&self.read, Statistics { finite_only }, team);
-            tabulate(&each, self.read.first_of(), &groups)
-        });
+            tabulate(each, self.read.repetitions(), &groups)
+        })?;
         Ok((all, grouped, PyBytes::new(py, &table)))
     }
 
@@ -94,7 +94,7 @@ impl TensorList {
     #[pyo3(signature = (*, finite_only = false))]
     fn moments<'py>(&self, py: Python<'py>, finite_only: bool) -> PyResult<Bound<'py, PyBytes>> {
         let team = team(py)?;
-        let each = py.detach(|| reduce(&self.read, Statistics { finite_only }, team));
+        let each = detached(py, || reduce(&self.read, Statistics { finite_only }, team))?;
         let rows: Vec<u8> = each.iter().flat_map(Totals::to_array).flat_map(f64::to_ne_bytes).collect();
         Ok(PyBytes::new(py, &rows))
     }
@@ -102,14 +102,14 @@ impl TensorList {
     /// Name, number of NaN and number of infinities of each tensor that has some.
     fn nonfinite(&self, py: Python<'_>) -> PyResult<Vec<(String, u64, u64)>> {
         let team = team(py)?;
-        let found = py.detach(|| nonfinite(&self.read, team));
+        let found = detached(py, || nonfinite(&self.read, team))?;
         Ok(found.into_iter().map(|(index, counts)| (self.names.of(index), counts.nans, counts.infs)).collect())
     }
 
     /// Reads all bytes with the lightest kernel there is, for benchmarks to compare with. Returns their number.
     fn read(&self, py: Python<'_>) -> PyResult<usize> {
         let team = team(py)?;
-        py.detach(|| reduce(&self.read, MaxAbs, team));
+        detached(py, || reduce(&self.read, MaxAbs, team))?;
         Ok(self.read.bytes())
     }
 
@@ -176,13 +176,16 @@ impl TensorList {
 
     fn take(py: Python<'_>, names: Names, objects: Vec<Bound<'_, PyAny>>, writable: bool) -> PyResult<Self> {
         let memory = Memory::of(Extractor::new(py, &names, writable)?, &objects)?;
-        Self::checked(memory, names, objects, writable)
+        Self::checked(py, memory, names, objects, writable)
     }
 
     /// The list of tensors with this memory, if it may be used so.
-    pub(crate) fn checked(memory: Memory, names: Names, objects: Vec<Bound<'_, PyAny>>, writable: bool) -> PyResult<Self> {
+    pub(crate) fn checked(py: Python<'_>, memory: Memory, names: Names, objects: Vec<Bound<'_, PyAny>>, writable: bool) -> PyResult<Self> {
         let uncoalesced = memory.uncoalesced();
-        let cut = |views, access| Tensors::new(views, access).map(Arc::new).map_err(|error| names.fault(error, &objects[error.index]));
+        let cut = |views, access| {
+            let tensors = detached(py, || Tensors::new(views, access).map(Arc::new))?;
+            tensors.map_err(|error| names.fault(error, &objects[error.index]))
+        };
         let (read, write) = if !writable {
             (cut(memory.reads, Access::Read)?, None)
         } else if uncoalesced.is_none() {
@@ -196,22 +199,17 @@ impl TensorList {
         Ok(Self { names, objects, owners: memory.owners, read, write, uncoalesced, torch: memory.torch })
     }
 
-    fn change<'py, M: Map>(
-        &self,
-        py: Python<'py>,
-        map_of: impl Fn(usize) -> Option<M> + Send + Sync + 'static,
-    ) -> PyResult<Bound<'py, PyList>> {
+    fn change<'py, M: Map>(&self, py: Python<'py>, map_of: impl Fn(usize) -> Option<M> + Send + Sync) -> PyResult<Bound<'py, PyList>> {
         let Some(write) = &self.write else {
             return Err(PyRuntimeError::new_err("this TensorList was made for reading: make it with writable=True"));
         };
         let team = team(py)?;
         // SAFETY: `write` was made for writing. That nobody else uses the memory meanwhile is up to the caller in Python, as with every
         // in-place operation of NumPy and torch.
-        let changed = py.detach(|| unsafe { apply_each(write, map_of, team) });
+        let changed = detached(py, || unsafe { apply_each(write, map_of, team) })?;
         // A repetition is written with the tensor that it repeats, and may have a version counter of its own.
-        let repetitions =
-            write.first_of().iter().enumerate().filter(|(_, first)| first.is_some_and(|first| changed.binary_search(&first).is_ok()));
-        let written = changed.iter().copied().chain(repetitions.map(|(index, _)| index));
+        let repetitions = write.repetitions().iter().filter(|(_, first)| changed.binary_search(first).is_ok());
+        let written = changed.iter().copied().chain(repetitions.map(|(index, _)| *index));
         PyList::new(py, written.filter(|&index| self.torch[index]).map(|index| &self.objects[index]).collect::<Vec<_>>())
     }
 }
@@ -248,9 +246,9 @@ pub(crate) struct Memory {
 
 impl Memory {
     pub(crate) fn of<'py>(mut extractor: Extractor<'_, 'py>, objects: &[Bound<'py, PyAny>]) -> PyResult<Self> {
-        let (mut reads, mut terms) = (Vec::<View>::with_capacity(objects.len()), Vec::<(usize, View)>::new());
+        let (mut reads, mut terms) = (reserved::<View>(objects.len())?, Vec::<(usize, View)>::new());
         let mut owners = Vec::new();
-        let (mut devices, mut torch) = (Vec::with_capacity(objects.len()), Vec::with_capacity(objects.len()));
+        let (mut devices, mut torch) = (reserved(objects.len())?, reserved(objects.len())?);
         for (index, object) in objects.iter().enumerate() {
             let extracted = extractor.extract(index, object)?;
             // Repeated indices are added up in new memory each time: by its terms the same tensor is known again.

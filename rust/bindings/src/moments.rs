@@ -1,14 +1,14 @@
 //! `Moments`: the totals that statistics are derived from.
 
 use normclip_core::kernels::Statistics;
-use normclip_core::{Merge, Moments as Totals, merged, reduce};
+use normclip_core::{Merge, Moments as Totals, Repetition, merged, reduce};
 use pyo3::exceptions::PyValueError;
 use pyo3::intern;
 use pyo3::prelude::*;
 
 use crate::device::collect;
 use crate::list::TensorList;
-use crate::threads::team;
+use crate::threads::{detached, team};
 
 /// What the statistics of a vector are derived from: counts, sums and the largest absolute value. Immutable.
 ///
@@ -48,7 +48,7 @@ impl Moments {
             return Ok(Self(moments.cast::<Self>()?.get().0));
         };
         let (tensors, team) = (tensors.get(), team(py)?);
-        Ok(Self(py.detach(|| merged(reduce(tensors.tensors(), Statistics { finite_only: false }, team)))))
+        detached(py, || Self(merged(reduce(tensors.tensors(), Statistics { finite_only: false }, team))))
     }
 
     /// What :meth:`to_array` has made.
@@ -166,16 +166,17 @@ impl Moments {
 }
 
 /// From the moments of each tensor: those of all, those of each group, and a table of figures, a row a tensor.
-pub(crate) fn tabulate(each: &[Totals], first_of: &[Option<usize>], groups: &[usize]) -> (Moments, Vec<Moments>, Vec<u8>) {
+pub(crate) fn tabulate(mut each: Vec<Totals>, repetitions: &[Repetition], groups: &[usize]) -> (Moments, Vec<Moments>, Vec<u8>) {
     let mut grouped = vec![Totals::EMPTY; groups.iter().max().map_or(0, |last| last + 1)];
-    for (group, moments) in groups.iter().zip(each) {
+    for (group, moments) in groups.iter().zip(&each) {
         grouped[*group].merge(moments);
     }
+    let all = merged(each.iter().copied());
     // A repetition counts nothing, and reads like the tensor that it repeats.
-    let rows = first_of.iter().enumerate().map(|(index, first)| each[first.unwrap_or(index)]);
-    let mut table = Vec::with_capacity(first_of.len() * size_of::<[f64; 11]>());
-    rows.flat_map(|moments| row(&moments)).for_each(|figure| table.extend_from_slice(&figure.to_ne_bytes()));
-    (Moments(merged(each.iter().copied())), grouped.into_iter().map(Moments).collect(), table)
+    repetitions.iter().for_each(|&(index, first)| each[index] = each[first]);
+    let mut table = Vec::with_capacity(each.len() * size_of::<[f64; 11]>());
+    each.iter().flat_map(row).for_each(|figure| table.extend_from_slice(&figure.to_ne_bytes()));
+    (Moments(all), grouped.into_iter().map(Moments).collect(), table)
 }
 
 /// A row of the table.

@@ -3,19 +3,16 @@
 //! NaN anywhere makes any norm NaN. Otherwise an infinity makes norms of positive order infinite, counts as one element in order 0, and
 //! adds nothing to a negative order. No elements: 0.
 
-use std::sync::Arc;
-
 use crate::blocks::Tensors;
-use crate::kernels::{Abs, Count, Counts, Integer, Kernel, MaxAbs, MinAbs, Real, SumOf, SumPowers, SumSquares};
-use crate::moments::merged;
+use crate::kernels::{Abs, Count, Counts, Integer, MaxAbs, MinAbs, Real, SumOf, SumPowers, SumSquares};
 use crate::pool::Team;
-use crate::reduce::reduce;
+use crate::reduce::{reduce, total};
 use crate::strict::StrictFloats;
 
 /// ‖x‖ of the given order: (Σ|x|^p)^(1/p), max|x| for ∞, min|x| for −∞, the number of elements that are not 0 for 0.
 ///
 /// An order that is NaN gives NaN.
-pub fn norm(tensors: &Arc<Tensors>, order: f64, team: Team) -> f64 {
+pub fn norm(tensors: &Tensors, order: f64, team: Team) -> f64 {
     if tensors.is_empty() {
         return 0.0;
     }
@@ -41,11 +38,7 @@ pub fn norm(tensors: &Arc<Tensors>, order: f64, team: Team) -> f64 {
 }
 
 /// The tensors with NaN or infinite elements: index and counts.
-pub fn nonfinite(tensors: &Arc<Tensors>, team: Team) -> Vec<(usize, Counts)> {
+pub fn nonfinite(tensors: &Tensors, team: Team) -> Vec<(usize, Counts)> {
     let counts = reduce(tensors, Count, team);
     counts.into_iter().enumerate().filter(|(_, counts)| counts.nans + counts.infs > 0).collect()
-}
-
-fn total<K: Kernel>(tensors: &Arc<Tensors>, kernel: K, team: Team) -> K::Total {
-    merged(reduce(tensors, kernel, team))
 }
