@@ -11,7 +11,7 @@ use pyo3::types::PyBytes;
 use crate::dlpack::Device;
 use crate::extract::{Extractor, NotOnCPU};
 use crate::list::{Memory, TensorList, grads_of, listed};
-use crate::moments::{Moments, tabulate};
+use crate::moments::{Moments, Table};
 use crate::names::Names;
 use crate::threads::detached;
 
@@ -169,8 +169,11 @@ impl DeviceList {
         if each.len() != self.objects.len() {
             return Err(PyValueError::new_err(format!("moments of {} tensors, and there are {}", each.len(), self.objects.len())));
         }
-        let (all, grouped, table) = tabulate(each, &self.repetitions, &groups);
-        Ok((all, grouped, PyBytes::new(py, &table)))
+        let mut bytes = vec![0; Table::size(each.len())];
+        let mut table = Table::new(&mut bytes, &groups);
+        each.iter().enumerate().for_each(|(index, moments)| table.take(index, moments));
+        let (all, grouped) = table.finish(&self.repetitions);
+        Ok((all, grouped, PyBytes::new(py, &bytes)))
     }
 
     /// Refuses what cannot be changed element by element: complex tensors, and sparse ones with repeated indices.

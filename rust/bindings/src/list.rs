@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use normclip_core::kernels::{Clamp, Map, MaxAbs, Scale, Statistics, ZeroNonfinite};
-use normclip_core::{Access, Moments as Totals, Tensors, View, apply_each, nonfinite, norm, reduce};
+use normclip_core::{Access, Merge, Moments as Totals, Tensors, View, apply_each, nonfinite, norm, reduce, reduce_each};
 use pyo3::exceptions::{PyRuntimeError, PyTypeError};
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -12,7 +12,7 @@ use pyo3::types::{PyBytes, PyList, PyString};
 
 use crate::dlpack::Device;
 use crate::extract::Extractor;
-use crate::moments::{Moments, tabulate};
+use crate::moments::{Moments, Table};
 use crate::names::Names;
 use crate::threads::{detached, reserved, team};
 
@@ -83,11 +83,16 @@ impl TensorList {
         finite_only: bool,
     ) -> PyResult<(Moments, Vec<Moments>, Bound<'py, PyBytes>)> {
         let team = team(py)?;
-        let (all, grouped, table) = detached(py, || {
-            let each = reduce(&self.read, Statistics { finite_only }, team);
-            tabulate(each, self.read.repetitions(), &groups)
+        let (mut all, mut grouped) = (Moments(Totals::EMPTY), Vec::new());
+        let table = PyBytes::new_with(py, Table::size(self.objects.len()), |bytes| {
+            (all, grouped) = detached(py, || {
+                let mut table = Table::new(bytes, &groups);
+                reduce_each(&self.read, Statistics { finite_only }, team, |index, moments| table.take(index, moments));
+                table.finish(self.read.repetitions())
+            })?;
+            Ok(())
         })?;
-        Ok((all, grouped, PyBytes::new(py, &table)))
+        Ok((all, grouped, table))
     }
 
     /// The moments of each tensor, as rows of 13 float64.

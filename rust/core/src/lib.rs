@@ -45,7 +45,7 @@ pub use isa::{Isa, IsaError, Op};
 pub use moments::{Largest, Merge, Moments, Smallest, Squares, Sum, merged};
 pub use norm::{nonfinite, norm};
 pub use pool::Team;
-pub use reduce::reduce;
+pub use reduce::{reduce, reduce_all, reduce_each};
 pub use simd::Simd;
 pub use update::{Updates, update};
 pub use view::View;

@@ -17,27 +17,35 @@ use crate::view::View;
 pub fn reduce<K: Kernel>(tensors: &Tensors, kernel: K, team: Team) -> Vec<K::Total> {
     let mut totals = room(tensors.views().len());
     totals.resize(tensors.views().len(), K::Total::EMPTY);
-    each_block_of(tensors, kernel, team, |tensor, block: &K::Total| totals[tensor].merge(block));
+    reduce_each(tensors, kernel, team, |tensor, total| totals[tensor] = *total);
     totals
 }
 
 /// The total of all tensors: of those that [`reduce()`] gives, one after the other.
-pub(crate) fn total<K: Kernel>(tensors: &Tensors, kernel: K, team: Team) -> K::Total {
-    let (mut all, mut latest, mut of) = (K::Total::EMPTY, K::Total::EMPTY, 0);
-    each_block_of(tensors, kernel, team, |tensor, block| {
-        if tensor != of {
-            all.merge(&latest);
-            (latest, of) = (K::Total::EMPTY, tensor);
-        }
-        latest.merge(block);
-    });
-    all.merge(&latest);
+pub fn reduce_all<K: Kernel>(tensors: &Tensors, kernel: K, team: Team) -> K::Total {
+    let mut all = K::Total::EMPTY;
+    reduce_each(tensors, kernel, team, |_, total| all.merge(total));
     all
 }
 
-fn each_block_of<K: Kernel>(tensors: &Tensors, kernel: K, team: Team, take: impl FnMut(usize, &K::Total)) {
+/// As [`reduce()`], but gives the total of each tensor away, in order. Not those of tensors that repeat earlier ones or have no elements.
+pub fn reduce_each<K: Kernel>(tensors: &Tensors, kernel: K, team: Team, mut take: impl FnMut(usize, &K::Total)) {
     let team = team.for_bytes(tensors.bytes());
-    each_block(tensors.cut(), team, |block| reduce_block(&tensors.views()[block.tensor], block, kernel, team.isa), take);
+    let read = |block: Block| reduce_block(&tensors.views()[block.tensor], block, kernel, team.isa);
+    let mut latest: Option<(usize, K::Total)> = None;
+    each_block(tensors.cut(), team, read, |tensor, block| match &mut latest {
+        Some((of, total)) if *of == tensor => total.merge(block),
+        _ => {
+            let mut total = K::Total::EMPTY;
+            total.merge(block);
+            if let Some((of, total)) = latest.replace((tensor, total)) {
+                take(of, &total);
+            }
+        }
+    });
+    if let Some((of, total)) = latest {
+        take(of, &total);
+    }
 }
 
 /// Reads all blocks, and takes what they yield with the tensor of each, in order.
