@@ -52,10 +52,16 @@ pub fn reduce_each<K: Kernel>(tensors: &Tensors, kernel: K, team: Team, mut take
 pub(crate) fn each_block<T: Send>(cut: &Cut, team: Team, read: impl Fn(Block) -> T + Sync, mut take: impl FnMut(usize, &T)) {
     /// Pieces at a time, so that what blocks yield takes no memory to speak of.
     const ROUND: usize = 512;
+    /// Blocks of a piece of small tensors, about.
+    const SOME: usize = 64;
     let _strict = StrictFloats::enter();
     for begin in (0..cut.pieces()).step_by(ROUND) {
         let pieces = ROUND.min(cut.pieces() - begin);
-        let blocks = team.map(pieces, |piece| cut.piece(begin + piece).map(|block| (block.tensor, read(block))).collect::<Vec<_>>());
+        let blocks = team.map(pieces, |piece| {
+            let mut yielded = Vec::with_capacity(SOME);
+            yielded.extend(cut.piece(begin + piece).map(|block| (block.tensor, read(block))));
+            yielded
+        });
         blocks.iter().flatten().for_each(|(tensor, block)| take(*tensor, block));
     }
 }
