@@ -1,6 +1,6 @@
 //! Tensors → the same tensors, changed in place: writing.
 
-use crate::blocks::{Block, Tensors};
+use crate::blocks::{Block, Tensors, USUAL};
 use crate::dtype::{Bf16, Dtype, Element, F16};
 use crate::isa::Isa;
 use crate::kernels::{GATHER, Map};
@@ -30,7 +30,9 @@ pub unsafe fn apply_each<M: Map>(tensors: &Tensors, map_of: impl Fn(usize) -> Op
         // From the end: what a measurement has read last is still in the cache.
         let blocks = cut.piece(pieces - 1 - piece);
         let change = |block: &Block| map_of(block.tensor).is_some_and(|map| apply_block(&views[block.tensor], *block, map, team.isa));
-        blocks.filter(change).map(|block| block.tensor).collect::<Vec<_>>()
+        let mut changed = Vec::with_capacity(USUAL);
+        changed.extend(blocks.filter(change).map(|block| block.tensor));
+        changed
     });
     let mut changed: Vec<usize> = changed.into_iter().flatten().collect();
     changed.sort_unstable();

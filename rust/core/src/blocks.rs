@@ -135,6 +135,9 @@ const LONG: usize = 8 * BLOCK;
 const SHORT: usize = BLOCK;
 const REST: usize = 256 * SHORT;
 
+/// The blocks of a short piece of small tensors, about.
+pub(crate) const USUAL: usize = SHORT / BESIDES;
+
 impl Cut {
     /// Lays out tensors, given by their numbers of elements.
     pub(crate) fn new(lens: impl Iterator<Item = usize>) -> Self {

@@ -1,6 +1,6 @@
 //! Tensors → totals: reading.
 
-use crate::blocks::{Block, Cut, Tensors};
+use crate::blocks::{Block, Cut, Tensors, USUAL};
 use crate::dtype::{Bf16, Dtype, Element, F16};
 use crate::error::room;
 use crate::isa::Isa;
@@ -52,13 +52,11 @@ pub fn reduce_each<K: Kernel>(tensors: &Tensors, kernel: K, team: Team, mut take
 pub(crate) fn each_block<T: Send>(cut: &Cut, team: Team, read: impl Fn(Block) -> T + Sync, mut take: impl FnMut(usize, &T)) {
     /// Pieces at a time, so that what blocks yield takes no memory to speak of.
     const ROUND: usize = 512;
-    /// Blocks of a piece of small tensors, about.
-    const SOME: usize = 64;
     let _strict = StrictFloats::enter();
     for begin in (0..cut.pieces()).step_by(ROUND) {
         let pieces = ROUND.min(cut.pieces() - begin);
         let blocks = team.map(pieces, |piece| {
-            let mut yielded = Vec::with_capacity(SOME);
+            let mut yielded = Vec::with_capacity(USUAL);
             yielded.extend(cut.piece(begin + piece).map(|block| (block.tensor, read(block))));
             yielded
         });

@@ -177,37 +177,46 @@ const MOST_BYTES: usize = if usize::BITS < 64 { isize::MAX as usize } else { 1 <
 /// The number of elements of a tensor whose numbers make sense: it has that many in less than [`MOST_BYTES`], and they lie less than that
 /// apart and in the address space.
 fn checked(data: *mut u8, item: usize, shape: &[i64], strides: Option<&[i64]>) -> Result<usize, Problem> {
-    if shape.iter().any(|size| *size < 0) || strides.is_some_and(|strides| strides.len() < shape.len()) {
+    if strides.is_some_and(|strides| strides.len() < shape.len()) {
         return Err(Problem::Malformed);
     }
-    if shape.contains(&0) {
+    let (mut len, mut empty) = (1_usize, false);
+    for &size in shape {
+        match usize::try_from(size) {
+            Ok(0) => empty = true,
+            Ok(size) => len = len.saturating_mul(size),
+            Err(_) => return Err(Problem::Malformed),
+        }
+    }
+    if empty {
         return Ok(0);
     }
     if data.is_null() {
         return Err(Problem::NullData);
     }
-    let times = |product: usize, &size: &i64| product.checked_mul(usize::try_from(size).ok()?).filter(|bytes| *bytes <= MOST_BYTES);
-    let bytes = shape.iter().try_fold(item, times).ok_or(Problem::TooLarge)?;
-    // How far elements lie below and above the first.
+    let bytes = len.saturating_mul(item);
+    if bytes > MOST_BYTES {
+        return Err(Problem::TooLarge);
+    }
+    // How far elements reach below and above the beginning of the first.
     let (below, above) = match strides {
-        None => (Some(0), Some(bytes)),
-        Some(strides) => {
-            let reach = |sign: i64| {
-                shape.iter().zip(strides).filter(|(size, stride)| **size > 1 && stride.signum() == sign).try_fold(
-                    0,
-                    |sum: usize, (size, stride)| {
-                        let steps = usize::try_from(size - 1).ok()?;
-                        let reach = steps.checked_mul(usize::try_from(stride.unsigned_abs()).ok()?)?.checked_mul(item)?;
-                        sum.checked_add(reach).filter(|sum| *sum <= MOST_BYTES)
-                    },
-                )
-            };
-            (reach(-1), reach(1).map(|above| above + item))
-        }
+        Some(strides) if !is_row_major(shape, strides) => reach(item, shape, strides).ok_or(Problem::Malformed)?,
+        _ => (0, bytes),
     };
     let start = data as usize;
-    let fits = below.zip(above).is_some_and(|(below, above)| below <= start && start.checked_add(above).is_some());
-    if fits { Ok(bytes / item) } else { Err(Problem::Malformed) }
+    if below <= start && start.checked_add(above).is_some() { Ok(len) } else { Err(Problem::Malformed) }
+}
+
+/// The bytes from the lowest to the beginning of the first element, and from there to the end of the highest, if neither is too many.
+fn reach(item: usize, shape: &[i64], strides: &[i64]) -> Option<(usize, usize)> {
+    let (mut below, mut above) = (0_usize, item);
+    for (&size, &stride) in shape.iter().zip(strides).filter(|(size, _)| **size > 1) {
+        let step = usize::try_from(stride.unsigned_abs()).ok()?.checked_mul(item)?;
+        let reach = usize::try_from(size - 1).ok()?.checked_mul(step)?;
+        let side = if stride < 0 { &mut below } else { &mut above };
+        *side = side.checked_add(reach).filter(|bytes| *bytes <= MOST_BYTES + item)?;
+    }
+    Some((below, above))
 }
 
 fn is_row_major(shape: &[i64], strides: &[i64]) -> bool {
