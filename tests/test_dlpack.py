@@ -220,6 +220,46 @@ def test_other_element_types_are_refused(dtype: tuple[int, int, int]) -> None:
         normclip.total_norm(Producer(FOUR, shape=(1,), dtype=dtype))
 
 
+@pytest.mark.parametrize(
+    "described",
+    [
+        {"ndim": -1},
+        {"ndim": -(2**31)},
+        {"null_shape": True},
+        {"shape": (-1,)},
+        {"shape": (0, -1)},
+        {"shape": (-2, -2)},
+        {"shape": (2,), "strides": (2**62,)},
+        {"shape": (2,), "strides": (-(2**63),)},
+        {"shape": (2, 2), "strides": (2**45, 2**45)},
+        {"shape": (1,), "byte_offset": 2**64 - 1},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("version", [None, (1, 0)])
+def test_shapes_that_no_tensor_has_are_refused(described: dict[str, Any], version: tuple[int, int] | None) -> None:
+    producer = Producer(FOUR, version=version, **described)
+    for call in (normclip.total_norm, lambda given: normclip.dot(given, given)):
+        with pytest.raises(ValueError, match=r"has a shape or strides that no tensor in memory can have: pass a copy"):
+            call(producer)
+
+
+@pytest.mark.parametrize("shape", [(2**24, 2**24), (2**31, 2**31), (2**32, 2**32), (2**62, 4), (2**63 - 1,) * 3])
+def test_more_elements_than_memory_holds_are_refused(shape: tuple[int, ...]) -> None:
+    for call in (normclip.total_norm, lambda given: normclip.clip_(given, 1.0)):
+        with pytest.raises(ValueError, match=r"tensors\[0\] .*has more elements than memory can hold \(expanded or broadcast\): pass what"):
+            call(Producer(FOUR, shape=shape, strides=(0,) * len(shape)))
+
+
+@pytest.mark.parametrize("shape", [(2**24, 2**24), (2**31, 2**31)])
+def test_expanded_tensors_are_read_if_that_ends(shape: tuple[int, int]) -> None:
+    one = torch.ones(1)
+    assert normclip.total_norm(one.expand(1000, 1000)).item() == 1000.0
+    for call in (normclip.total_norm, lambda given: normclip.clip_(given, 1.0)):
+        with pytest.raises(ValueError, match=r"tensors\[0\] .*has more elements than memory can hold"):
+            call(one.expand(shape))
+
+
 def test_devices_in_capsules_are_believed_over_promises() -> None:
     class Liar(Producer):
         def __dlpack_device__(self) -> tuple[int, int]:

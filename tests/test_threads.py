@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -310,3 +311,93 @@ def test_flushing_of_denormal_numbers_changes_nothing() -> None:
         pytest.skip("this CPU does not flush denormal numbers")
     # Between the calls, torch still flushes.
     assert lines[1:] == ["[True, True, True, True, True, True] 0.0"] * 2
+
+
+HELPERS = """
+    import os
+    import numpy as np
+    import normclip
+
+    array = np.ones(5_000_000, np.float32)  # 20 MB
+    for threads in [*range(1, 60), 1000, 2]:
+        normclip.set_num_threads(threads)
+        assert normclip.total_norm(array, 1) == 5e6
+    names = [open(f"/proc/self/task/{task}/comm").read() for task in os.listdir("/proc/self/task")]
+    print(sum(name.startswith("normclip") for name in names))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="this system does not list threads")
+def test_helpers_are_bounded_by_the_work_and_stay() -> None:
+    assert 1 <= int(output_of(HELPERS)) <= 20
+
+
+# The signal comes from a helper process and finds the read under way: to its end it would take hours.
+INTERRUPT = """
+    import os, signal, subprocess, sys
+    import torch
+    import normclip
+
+    normclip.set_num_threads({threads})
+    endless = torch.ones(1).expand(2**22, 2**22)
+    subprocess.Popen([sys.executable, "-c", "import os, sys, time; time.sleep(1); os.kill(int(sys.argv[1]), 2)", str(os.getpid())])
+    try:
+        {call}
+    except KeyboardInterrupt:
+        print("interrupted", normclip.total_norm(torch.ones(1_000_000)).item())
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("call", ["normclip.total_norm(endless)", "normclip.stats([endless])", "normclip.dot(endless, endless)"])
+def test_reading_is_interrupted(call: str, threads: int) -> None:
+    assert output_of(INTERRUPT.format(call=call, threads=threads)) == "interrupted 1000.0\n"
+
+
+LIMITED = """
+    import resource
+    import torch
+    import normclip
+
+    tensors = [torch.ones(3)] * 8_000_000
+    with open("/proc/self/statm") as statm:
+        used = int(statm.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 200_000_000, used + 200_000_000))
+    try:
+        normclip.total_norm(tensors)
+    except MemoryError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="this system does not tell how much memory is used")
+def test_lists_beyond_memory_are_refused() -> None:
+    assert output_of(LIMITED) == "there is no memory for a list of so many tensors: pass fewer at a time\n"
+
+
+# What a million tensors take at most besides what is there already, in megabytes.
+MILLION = """
+    import numpy as np
+    import torch
+    import normclip
+
+    def resident(name):
+        with open("/proc/self/status") as status:
+            return next(int(line.split()[1]) for line in status if line.startswith(name)) / 1000
+
+    normclip.clip_([torch.ones(3), np.ones(3)], 1.0)
+    tensors = {tensors}
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # the peak counts from here
+    before = resident("VmRSS")
+    {call}
+    print(resident("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="this system does not tell the peak of memory")
+@pytest.mark.parametrize("tensors", ["list(torch.ones(1_000_000, 4))", "list(np.ones((1_000_000, 4), np.float32))"])
+@pytest.mark.parametrize("call", ["normclip.total_norm(tensors)", "normclip.clip_(tensors, 1.0)"])
+def test_a_million_tensors_take_little_memory(call: str, tensors: str) -> None:
+    assert float(output_of(MILLION.format(call=call, tensors=tensors))) <= 100.0

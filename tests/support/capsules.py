@@ -57,12 +57,15 @@ class Producer:
         data: bool = True,
         version: tuple[int, int] | None = (1, 0),
         flags: int = 0,
+        ndim: int | None = None,
+        null_shape: bool = False,
     ) -> None:
         shape = array.shape if shape is None else shape
         self._array, self._device, self._version = array, device, version
         self._shape = (ctypes.c_int64 * max(1, len(shape)))(*shape)
         self._strides = None if strides is None else (ctypes.c_int64 * max(1, len(strides)))(*strides)
-        tensor = _Tensor(array.ctypes.data if data else None, *device, len(shape), *dtype, self._shape, self._strides, byte_offset)
+        address, ndim = array.ctypes.data if data else None, len(shape) if ndim is None else ndim
+        tensor = _Tensor(address, *device, ndim, *dtype, None if null_shape else self._shape, self._strides, byte_offset)
         self._plain = _Managed(tensor)
         self._versioned = _ManagedVersioned(*(version or (1, 0)), flags=flags, tensor=tensor)
         self.arguments: dict[str, Any] = {}

@@ -7,12 +7,12 @@ use normclip_core::{Team, strict};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
-use crate::threads::team;
+use crate::threads::{detached, team};
 
 /// The result of work on tensors.
 pub(crate) fn compute<T: Send>(py: Python<'_>, work: impl FnOnce(Team) -> T + Send) -> PyResult<T> {
     let team = team(py)?;
-    Ok(py.detach(|| strict(|| work(team))))
+    detached(py, || strict(|| work(team)))
 }
 
 /// What hard clipping multiplies a vector of this norm by: min(1, limit / (norm + epsilon)).

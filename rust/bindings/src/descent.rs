@@ -1,7 +1,6 @@
 //! `Descent`: parameters with their gradients and momentum buffers, taken once, then measured and moved one step.
 
 use std::array;
-use std::sync::Arc;
 
 use normclip_core::kernels::Descend;
 use normclip_core::{Access, TensorError, Tensors, Updates, View, norm, update};
@@ -13,6 +12,7 @@ use pyo3::types::PyList;
 use crate::compute::compute;
 use crate::extract::{Exported, Extractor, Form};
 use crate::names::Names;
+use crate::threads::detached;
 
 /// A parameter: its group and its place there, the tensor, its gradient, its momentum buffer, if there is one, and whether that is new.
 type Member<'py> = (usize, usize, Bound<'py, PyAny>, Bound<'py, PyAny>, Option<Bound<'py, PyAny>>, bool);
@@ -48,8 +48,8 @@ pub(crate) struct Descent {
     read: Vec<Py<PyAny>>,
     #[expect(dead_code, reason = "held for their references")]
     owners: Vec<Py<PyAny>>,
-    gradients: Arc<Tensors>,
-    updates: Arc<Updates>,
+    gradients: Tensors,
+    updates: Updates,
 }
 
 #[pymethods]
@@ -77,7 +77,7 @@ impl Descent {
             return Err(PyValueError::new_err(format!("settings of {} groups, and there are more", settings.len())));
         };
         // SAFETY: that nobody else uses the memory meanwhile is up to the caller in Python, as with every in-place operation of torch.
-        compute(py, |team| unsafe { update(&self.updates, move |member| numbers[member], team) })?;
+        compute(py, |team| unsafe { update(&self.updates, |member| numbers[member], team) })?;
         PyList::new(py, &self.written)
     }
 }
@@ -110,8 +110,8 @@ impl Descent {
             let (_, _, parameter, gradient, buffer, _) = &members[error.index / 3];
             names.fault(error, [parameter, buffer.as_ref().unwrap_or(parameter), gradient][error.index % 3])
         };
-        let updates = Arc::new(Updates::new(triples).map_err(fault)?);
-        let gradients = Arc::new(Tensors::new(gradients, Access::Read).map_err(fault)?);
+        let updates = detached(py, || Updates::new(triples))?.map_err(fault)?;
+        let gradients = detached(py, || Tensors::new(gradients, Access::Read))?.map_err(fault)?;
         let places = members.iter().map(|(group, .., new)| (*group, *new)).collect();
         Ok(Self { places, written, read, owners, gradients, updates })
     }

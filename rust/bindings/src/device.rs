@@ -2,7 +2,7 @@
 //!
 //! Everything about the list is checked here, by the rules of `TensorList`. What leaves is numbers: addresses, lengths, element types.
 
-use normclip_core::{Access, Dtype, Moments as Totals, Problem, TensorError, View, repetitions, strict};
+use normclip_core::{Access, Dtype, Moments as Totals, Problem, Repetition, TensorError, View, repetitions, strict};
 use pyo3::exceptions::PyValueError;
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -11,8 +11,9 @@ use pyo3::types::PyBytes;
 use crate::dlpack::Device;
 use crate::extract::{Extractor, NotOnCPU};
 use crate::list::{Memory, TensorList, check_unchanged, grads_of, listed};
-use crate::moments::{Moments, tabulate};
+use crate::moments::{Moments, Table};
 use crate::names::Names;
+use crate::threads::detached;
 
 /// The tensor itself, or the tensors of an iterable: a `TensorList` if all are in CPU memory, else a `DeviceList`.
 #[pyfunction]
@@ -32,7 +33,7 @@ pub(crate) fn collect_grads<'py>(parameters: &Bound<'py, PyAny>, writable: bool)
 
 fn either<'py>(py: Python<'py>, names: Names, objects: Vec<Bound<'py, PyAny>>, writable: bool) -> PyResult<Bound<'py, PyAny>> {
     match Extractor::new(py, &names, writable).and_then(|extractor| Memory::of(extractor, &objects)) {
-        Ok(memory) => Ok(Bound::new(py, TensorList::checked(memory, names, objects, writable)?)?.into_any()),
+        Ok(memory) => Ok(Bound::new(py, TensorList::checked(py, memory, names, objects, writable)?)?.into_any()),
         Err(error) if error.is_instance_of::<NotOnCPU>(py) => {
             Ok(Bound::new(py, DeviceList::take(py, names, objects, writable)?)?.into_any())
         }
@@ -52,7 +53,7 @@ pub(crate) struct DeviceList {
     /// The same as `read`, but for sparse tensors with repeated indices: their terms.
     write: Vec<View>,
     uncoalesced: Option<usize>,
-    first_of: Vec<Option<usize>>,
+    repetitions: Vec<Repetition>,
     torch: Vec<bool>,
     lent: Vec<bool>,
 }
@@ -109,7 +110,9 @@ impl DeviceList {
     /// For each tensor that repeats an earlier one, the index of that.
     #[getter]
     fn first_of(&self) -> Vec<Option<usize>> {
-        self.first_of.clone()
+        let mut first_of = vec![None; self.objects.len()];
+        self.repetitions.iter().for_each(|&(index, first)| first_of[index] = Some(first));
+        first_of
     }
 
     /// The devices, by DLPack's kind and number, each with the indices of its tensors. In the order of their first tensors.
@@ -145,9 +148,10 @@ impl DeviceList {
     fn layout<'py>(&self, py: Python<'py>, kind: i32, id: i32, write: bool, repeated: bool) -> Bound<'py, PyBytes> {
         let device = Device { kind, id };
         let views = if write { &self.write } else { &self.read };
+        let first_of = self.first_of();
         let mut rows = Vec::with_capacity(32 * views.len());
         for (index, view) in views.iter().enumerate() {
-            if self.devices[index] != device || view.is_empty() || (self.first_of[index].is_some() && !repeated) {
+            if self.devices[index] != device || view.is_empty() || (first_of[index].is_some() && !repeated) {
                 continue;
             }
             let code = match view.dtype() {
@@ -176,8 +180,13 @@ impl DeviceList {
         if each.len() != self.objects.len() {
             return Err(PyValueError::new_err(format!("moments of {} tensors, and there are {}", each.len(), self.objects.len())));
         }
-        let (all, grouped, table) = strict(|| tabulate(&each, &self.first_of, &groups));
-        Ok((all, grouped, PyBytes::new(py, &table)))
+        let mut bytes = vec![0; Table::size(each.len())];
+        let (all, grouped) = strict(|| {
+            let mut table = Table::new(&mut bytes, &groups);
+            each.iter().enumerate().for_each(|(index, moments)| table.take(index, moments));
+            table.finish(&self.repetitions)
+        });
+        Ok((all, grouped, PyBytes::new(py, &bytes)))
     }
 
     /// Refuses what cannot be changed element by element: complex tensors, and sparse ones with repeated indices.
@@ -206,9 +215,10 @@ impl DeviceList {
         let memory = Memory::of(Extractor::new(py, &names, writable)?.anywhere(), &objects)?;
         let (write, uncoalesced) = (memory.writes(), memory.uncoalesced());
         let access = if writable { Access::Write } else { Access::Read };
-        let first_of = repetitions(&write, access).map_err(|error| names.fault(error, &objects[error.index]))?;
+        let found = detached(py, || repetitions(&write, access))?;
+        let repetitions = found.map_err(|error| names.fault(error, &objects[error.index]))?;
         let objects = objects.into_iter().map(Bound::unbind).collect();
         let Memory { reads: read, owners, devices, torch, lent, .. } = memory;
-        Ok(Self { names, objects, owners, devices, read, write, uncoalesced, first_of, torch, lent })
+        Ok(Self { names, objects, owners, devices, read, write, uncoalesced, repetitions, torch, lent })
     }
 }

@@ -4,6 +4,8 @@
 use std::ffi::{c_int, c_void};
 use std::{ptr, slice};
 
+use normclip_core::Problem;
+
 /// `DLDevice`.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -37,23 +39,52 @@ pub(crate) struct DataType {
     pub(crate) lanes: u16,
 }
 
-/// `DLTensor`.
+/// `DLTensor`, as a producer fills it in. It can be used once it is checked.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub(crate) struct Tensor {
+pub(crate) struct RawTensor {
     data: *mut c_void,
-    pub(crate) device: Device,
+    device: Device,
     ndim: i32,
-    pub(crate) dtype: DataType,
+    dtype: DataType,
     shape: *const i64,
     strides: *const i64,
     byte_offset: u64,
 }
 
+impl RawTensor {
+    /// The tensor, if there are the numbers that it needs. Whether these make sense is for `View` to say.
+    pub(crate) fn checked(self) -> Result<Tensor, Problem> {
+        let rank = usize::try_from(self.ndim).map_err(|_| Problem::Malformed)?;
+        if rank > 0 && self.shape.is_null() {
+            return Err(Problem::Malformed);
+        }
+        let start = if self.data.is_null() {
+            ptr::null_mut()
+        } else {
+            let offset = usize::try_from(self.byte_offset).map_err(|_| Problem::Malformed)?;
+            (self.data as usize).checked_add(offset).ok_or(Problem::Malformed)?;
+            self.data.cast::<u8>().wrapping_add(offset)
+        };
+        Ok(Tensor { start, device: self.device, dtype: self.dtype, rank, shape: self.shape, strides: self.strides })
+    }
+}
+
+/// A tensor whose numbers are there. They are its producer's, who keeps them as long as the object and the capsule live.
+#[derive(Clone, Copy)]
+pub(crate) struct Tensor {
+    start: *mut u8,
+    pub(crate) device: Device,
+    pub(crate) dtype: DataType,
+    rank: usize,
+    shape: *const i64,
+    strides: *const i64,
+}
+
 impl Tensor {
     /// The address of the first element, or null.
     pub(crate) fn start(&self) -> *mut u8 {
-        if self.data.is_null() { ptr::null_mut() } else { self.data.cast::<u8>().wrapping_add(self.byte_offset as usize) }
+        self.start
     }
 
     /// The size of each dimension.
@@ -67,16 +98,15 @@ impl Tensor {
     }
 
     fn numbers(&self, start: *const i64) -> Option<&[i64]> {
-        let dimensions = usize::try_from(self.ndim).unwrap_or(0);
         // SAFETY: DLPack promises `ndim` numbers there, alive as long as the tensor, which its owner keeps.
-        (dimensions > 0 && !start.is_null()).then(|| unsafe { slice::from_raw_parts(start, dimensions) })
+        (self.rank > 0 && !start.is_null()).then(|| unsafe { slice::from_raw_parts(start, self.rank) })
     }
 }
 
 /// `DLManagedTensor`, of capsules named "dltensor".
 #[repr(C)]
 pub(crate) struct ManagedTensor {
-    pub(crate) tensor: Tensor,
+    pub(crate) tensor: RawTensor,
     context: *mut c_void,
     deleter: Option<unsafe extern "C" fn(*mut Self)>,
 }
@@ -95,7 +125,7 @@ pub(crate) struct ManagedTensorVersioned {
     context: *mut c_void,
     deleter: Option<unsafe extern "C" fn(*mut Self)>,
     pub(crate) flags: u64,
-    pub(crate) tensor: Tensor,
+    pub(crate) tensor: RawTensor,
 }
 
 /// `DLPACK_FLAG_BITMASK_READ_ONLY`.
@@ -115,7 +145,7 @@ pub(crate) struct ExchangeHeader {
 }
 
 /// `DLPackDLTensorFromPyObjectNoSync`: fills in a tensor borrowed from a Python object, or returns −1 with a Python error set.
-pub(crate) type Borrow = unsafe extern "C" fn(*mut c_void, *mut Tensor) -> c_int;
+pub(crate) type Borrow = unsafe extern "C" fn(*mut c_void, *mut RawTensor) -> c_int;
 
 /// `DLPackExchangeAPI`. We use one function of it.
 #[repr(C)]

@@ -1,7 +1,5 @@
 //! The inner product of two lists of tensors.
 
-use std::sync::Arc;
-
 use normclip_core::{Dtype, Pairs, TensorError, View};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::intern;
@@ -46,7 +44,7 @@ pub(crate) fn dot(xs: &Bound<'_, PyAny>, ys: &Bound<'_, PyAny>) -> PyResult<(f64
         pairs.push(pair(index, objects, exported, &names)?);
     }
     let found = compute(py, |team| {
-        let products = normclip_core::dot(&Arc::new(Pairs::new(pairs)), team);
+        let products = normclip_core::dot(&Pairs::new(pairs), team);
         (products.xy.value(), products.xx.norm(), products.yy.norm(), products.cosine())
     });
     // The memory was in use until here.

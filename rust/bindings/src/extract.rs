@@ -16,7 +16,7 @@ use pyo3::prelude::*;
 use pyo3::types::{IntoPyDict, PyCapsule, PyCapsuleMethods, PyDict, PyType};
 use pyo3::{create_exception, intern};
 
-use crate::dlpack::{self, Borrow, Device, ExchangeApi, ExchangeHeader, ManagedTensor, ManagedTensorVersioned};
+use crate::dlpack::{self, Borrow, Device, ExchangeApi, ExchangeHeader, ManagedTensor, ManagedTensorVersioned, RawTensor};
 use crate::names::Names;
 
 create_exception!(normclip._core, NotOnCPU, PyTypeError, "A tensor is in the memory of another device: `DeviceList` may take it.");
@@ -54,6 +54,8 @@ pub(crate) enum Form {
 struct TypeFacts {
     borrow: Option<Borrow>,
     is_torch: bool,
+    /// Whether it is NumPy's own array: its capsule keeps the array and nothing besides.
+    is_array: bool,
 }
 
 /// Takes objects one after the other.
@@ -107,14 +109,16 @@ impl<'a, 'py> Extractor<'a, 'py> {
     /// The memory of the object at this index of the list.
     pub(crate) fn extract(&mut self, index: usize, object: &Bound<'py, PyAny>) -> PyResult<Extracted> {
         // What nearly all tensors of a model are, first and without a detour: there may be thousands.
-        let is_torch = self.facts(object)?.is_torch;
+        let TypeFacts { is_torch, is_array, .. } = self.facts(object)?;
         if let Some((read, device)) = self.borrow(index, object)? {
             return Ok(Extracted { read, write: None, owners: Vec::new(), device, is_torch, lent: true });
         }
         match self.tensor(index, object)? {
             Form::Dense(Exported { tensor, owner }) => {
                 let read = self.view(index, object, &tensor)?;
-                Ok(Extracted { read, write: None, owners: owner.into_iter().collect(), device: tensor.device, is_torch, lent: false })
+                // The array itself is kept anyway, and a million capsules are no trifle.
+                let owners = owner.into_iter().filter(|_| !is_array).collect();
+                Ok(Extracted { read, write: None, owners, device: tensor.device, is_torch, lent: false })
             }
             Form::Sparse => self.extract_sparse(index, object),
             Form::Abstract(dtype, place) => {
@@ -126,17 +130,16 @@ impl<'a, 'py> Extractor<'a, 'py> {
 
     /// The memory of an object that lends it, without any code of Python's.
     pub(crate) fn borrow(&mut self, index: usize, object: &Bound<'py, PyAny>) -> PyResult<Option<(View, Device)>> {
-        match self.facts(object)?.borrow.map(|borrow| borrow_tensor(object, borrow)) {
-            Some(Ok(tensor)) if !lacks_memory(&tensor) => Ok(Some((self.view(index, object, &tensor)?, tensor.device))),
-            _ => Ok(None),
-        }
+        let Some(Ok(tensor)) = self.facts(object)?.borrow.map(|borrow| borrow_tensor(object, borrow)) else { return Ok(None) };
+        let tensor = self.checked(index, object, tensor)?;
+        Ok(if lacks_memory(&tensor) { None } else { Some((self.view(index, object, &tensor)?, tensor.device)) })
     }
 
     /// What the object exports.
     pub(crate) fn tensor(&mut self, index: usize, object: &Bound<'py, PyAny>) -> PyResult<Form> {
-        let TypeFacts { borrow, is_torch } = self.facts(object)?;
+        let TypeFacts { borrow, is_torch, .. } = self.facts(object)?;
         let exported = match borrow.map(|borrow| borrow_tensor(object, borrow)) {
-            Some(Ok(tensor)) => Ok(Exported { tensor, owner: None }),
+            Some(Ok(tensor)) => Ok(Exported { tensor: self.checked(index, object, tensor)?, owner: None }),
             Some(Err(error)) => Err(self.refusal(index, object, error)),
             None => {
                 self.ran_python = true;
@@ -211,7 +214,8 @@ impl<'a, 'py> Extractor<'a, 'py> {
             Some(capsule) if !capsule.is_none() => borrow_function(&capsule)?,
             _ => None,
         };
-        let facts = TypeFacts { borrow, is_torch };
+        let is_array = of.fully_qualified_name()?.to_cow()? == "numpy.ndarray";
+        let facts = TypeFacts { borrow, is_torch, is_array };
         self.latest = Some((of, facts));
         Ok(facts)
     }
@@ -304,10 +308,15 @@ impl<'a, 'py> Extractor<'a, 'py> {
             // SAFETY: the name says that the capsule holds this struct.
             unsafe { managed.as_ref() }.tensor
         };
+        let tensor = self.checked(index, object, tensor)?;
         if self.writing && !may_write {
             return Err(PyValueError::new_err(format!("{} is read-only: pass a writable copy of it", self.names.describe(index, object))));
         }
         Ok(Exported { tensor, owner: Some(capsule.into_any().unbind()) })
+    }
+
+    fn checked(&self, index: usize, object: &Bound<'py, PyAny>, tensor: RawTensor) -> PyResult<dlpack::Tensor> {
+        tensor.checked().map_err(|problem| self.names.fault(TensorError { index, problem }, object))
     }
 
     fn view(&self, index: usize, object: &Bound<'py, PyAny>, tensor: &dlpack::Tensor) -> PyResult<View> {
@@ -431,7 +440,7 @@ fn borrow_function(capsule: &Bound<'_, PyAny>) -> PyResult<Option<Borrow>> {
     Ok(None)
 }
 
-fn borrow_tensor(object: &Bound<'_, PyAny>, borrow: Borrow) -> PyResult<dlpack::Tensor> {
+fn borrow_tensor(object: &Bound<'_, PyAny>, borrow: Borrow) -> PyResult<RawTensor> {
     let mut tensor = MaybeUninit::uninit();
     // SAFETY: the function comes from the type of this object, and we are attached to the interpreter.
     let status = unsafe { borrow(object.as_ptr().cast::<c_void>(), tensor.as_mut_ptr()) };

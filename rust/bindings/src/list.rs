@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use normclip_core::kernels::{Clamp, Map, MaxAbs, Scale, Statistics, ZeroNonfinite};
-use normclip_core::{Access, Moments as Totals, Tensors, View, apply_each, nonfinite, norm, reduce};
+use normclip_core::{Access, Merge, Moments as Totals, Tensors, View, apply_each, nonfinite, norm, reduce, reduce_each};
 use pyo3::exceptions::{PyRuntimeError, PyTypeError};
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -13,8 +13,9 @@ use pyo3::types::{PyBytes, PyList, PyString};
 use crate::compute::{compute, hard_coefficient};
 use crate::dlpack::Device;
 use crate::extract::Extractor;
-use crate::moments::{Moments, tabulate};
+use crate::moments::{Moments, Table};
 use crate::names::Names;
+use crate::threads::{detached, reserved};
 
 /// The memory of some tensors. Everything about them is checked when it is made, so that no operation fails halfway.
 #[pyclass(frozen, module = "normclip._core")]
@@ -82,11 +83,16 @@ impl TensorList {
         groups: Vec<usize>,
         finite_only: bool,
     ) -> PyResult<(Moments, Vec<Moments>, Bound<'py, PyBytes>)> {
-        let (all, grouped, table) = compute(py, |team| {
-            let each = reduce(&self.read, Statistics { finite_only }, team);
-            tabulate(&each, self.read.first_of(), &groups)
+        let (mut all, mut grouped) = (Moments(Totals::EMPTY), Vec::new());
+        let table = PyBytes::new_with(py, Table::size(self.objects.len()), |bytes| {
+            (all, grouped) = compute(py, |team| {
+                let mut table = Table::new(bytes, &groups);
+                reduce_each(&self.read, Statistics { finite_only }, team, |index, moments| table.take(index, moments));
+                table.finish(self.read.repetitions())
+            })?;
+            Ok(())
         })?;
-        Ok((all, grouped, PyBytes::new(py, &table)))
+        Ok((all, grouped, table))
     }
 
     /// The moments of each tensor, as rows of 13 float64.
@@ -175,13 +181,16 @@ impl TensorList {
 
     fn take(py: Python<'_>, names: Names, objects: Vec<Bound<'_, PyAny>>, writable: bool) -> PyResult<Self> {
         let memory = Memory::of(Extractor::new(py, &names, writable)?, &objects)?;
-        Self::checked(memory, names, objects, writable)
+        Self::checked(py, memory, names, objects, writable)
     }
 
     /// The list of tensors with this memory, if it may be used so.
-    pub(crate) fn checked(memory: Memory, names: Names, objects: Vec<Bound<'_, PyAny>>, writable: bool) -> PyResult<Self> {
+    pub(crate) fn checked(py: Python<'_>, memory: Memory, names: Names, objects: Vec<Bound<'_, PyAny>>, writable: bool) -> PyResult<Self> {
         let uncoalesced = memory.uncoalesced();
-        let cut = |views, access| Tensors::new(views, access).map(Arc::new).map_err(|error| names.fault(error, &objects[error.index]));
+        let cut = |views, access| {
+            let tensors = detached(py, || Tensors::new(views, access).map(Arc::new))?;
+            tensors.map_err(|error| names.fault(error, &objects[error.index]))
+        };
         let (read, write) = if !writable {
             (cut(memory.reads, Access::Read)?, None)
         } else if uncoalesced.is_none() {
@@ -195,11 +204,7 @@ impl TensorList {
         Ok(Self { names, objects, owners: memory.owners, read, write, uncoalesced, torch: memory.torch, lent: memory.lent })
     }
 
-    fn change<'py, M: Map>(
-        &self,
-        py: Python<'py>,
-        map_of: impl Fn(usize) -> Option<M> + Send + Sync + 'static,
-    ) -> PyResult<Bound<'py, PyList>> {
+    fn change<'py, M: Map>(&self, py: Python<'py>, map_of: impl Fn(usize) -> Option<M> + Send + Sync) -> PyResult<Bound<'py, PyList>> {
         let Some(write) = &self.write else {
             return Err(PyRuntimeError::new_err("this TensorList was made for reading: make it with writable=True"));
         };
@@ -207,9 +212,8 @@ impl TensorList {
         // in-place operation of NumPy and torch.
         let changed = compute(py, |team| unsafe { apply_each(write, map_of, team) })?;
         // A repetition is written with the tensor that it repeats, and may have a version counter of its own.
-        let repetitions =
-            write.first_of().iter().enumerate().filter(|(_, first)| first.is_some_and(|first| changed.binary_search(&first).is_ok()));
-        let written = changed.iter().copied().chain(repetitions.map(|(index, _)| index));
+        let repetitions = write.repetitions().iter().filter(|(_, first)| changed.binary_search(first).is_ok());
+        let written = changed.iter().copied().chain(repetitions.map(|(index, _)| *index));
         PyList::new(py, written.filter(|&index| self.torch[index]).map(|index| &self.objects[index]).collect::<Vec<_>>())
     }
 }
@@ -248,10 +252,10 @@ pub(crate) struct Memory {
 
 impl Memory {
     pub(crate) fn of<'py>(mut extractor: Extractor<'_, 'py>, objects: &[Bound<'py, PyAny>]) -> PyResult<Self> {
-        let (mut reads, mut terms) = (Vec::<View>::with_capacity(objects.len()), Vec::<(usize, View)>::new());
+        let (mut reads, mut terms) = (reserved::<View>(objects.len())?, Vec::<(usize, View)>::new());
         let mut owners = Vec::new();
-        let (mut devices, mut torch) = (Vec::with_capacity(objects.len()), Vec::with_capacity(objects.len()));
-        let mut lent = Vec::with_capacity(objects.len());
+        let (mut devices, mut torch) = (reserved(objects.len())?, reserved(objects.len())?);
+        let mut lent = reserved(objects.len())?;
         for (index, object) in objects.iter().enumerate() {
             let extracted = extractor.extract(index, object)?;
             lent.push(extracted.lent);

@@ -1,7 +1,7 @@
 //! `Moments`: the totals that statistics are derived from.
 
 use normclip_core::kernels::Statistics;
-use normclip_core::{Merge, Moments as Totals, merged, reduce, strict};
+use normclip_core::{Merge, Moments as Totals, Repetition, merged, reduce_all, strict};
 use pyo3::exceptions::PyValueError;
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -60,7 +60,7 @@ impl Moments {
             return Ok(Self(moments.cast::<Self>()?.get().0));
         };
         let tensors = tensors.get().tensors();
-        compute(py, |team| merged(reduce(tensors, Statistics { finite_only: false }, team))).map(Self)
+        compute(py, |team| Self(reduce_all(tensors, Statistics { finite_only: false }, team)))
     }
 
     /// What :meth:`to_array` has made.
@@ -177,22 +177,54 @@ impl Moments {
     }
 }
 
-/// From the moments of each tensor: those of all, those of each group, and a table of figures, a row a tensor.
-pub(crate) fn tabulate(each: &[Totals], first_of: &[Option<usize>], groups: &[usize]) -> (Moments, Vec<Moments>, Vec<u8>) {
-    let mut grouped = vec![Totals::EMPTY; groups.iter().max().map_or(0, |last| last + 1)];
-    for (group, moments) in groups.iter().zip(each) {
-        grouped[*group].merge(moments);
+/// Statistics of a list of tensors, whose moments come one after the other: of all, of groups, and a row for each.
+pub(crate) struct Table<'a> {
+    all: Totals,
+    grouped: Vec<Totals>,
+    groups: &'a [usize],
+    rows: &'a mut [[u8; ROW]],
+}
+
+/// The bytes of a row.
+const ROW: usize = size_of::<[f64; 11]>();
+
+impl<'a> Table<'a> {
+    /// The number of bytes for the rows of so many tensors.
+    pub(crate) fn size(tensors: usize) -> usize {
+        tensors * ROW
     }
-    // A repetition counts nothing, and reads like the tensor that it repeats.
-    let rows = first_of.iter().enumerate().map(|(index, first)| each[first.unwrap_or(index)]);
-    let mut table = Vec::with_capacity(first_of.len() * size_of::<[f64; 11]>());
-    rows.flat_map(|moments| row(&moments)).for_each(|figure| table.extend_from_slice(&figure.to_ne_bytes()));
-    (Moments(merged(each.iter().copied())), grouped.into_iter().map(Moments).collect(), table)
+
+    /// The table of tensors without elements, to be filled. There is a group number for each tensor, or none at all.
+    pub(crate) fn new(bytes: &'a mut [u8], groups: &'a [usize]) -> Self {
+        let rows = bytes.as_chunks_mut().0;
+        rows.fill(row(&Totals::EMPTY));
+        Self { all: Totals::EMPTY, grouped: vec![Totals::EMPTY; groups.iter().max().map_or(0, |last| last + 1)], groups, rows }
+    }
+
+    /// Takes the moments of the tensor at this index, each tensor once and in order.
+    pub(crate) fn take(&mut self, index: usize, moments: &Totals) {
+        self.all.merge(moments);
+        if let Some(group) = self.groups.get(index) {
+            self.grouped[*group].merge(moments);
+        }
+        self.rows[index] = row(moments);
+    }
+
+    /// The moments of all and of each group. A repetition counts nothing, and reads like the tensor that it repeats.
+    pub(crate) fn finish(self, repetitions: &[Repetition]) -> (Moments, Vec<Moments>) {
+        repetitions.iter().for_each(|&(index, first)| self.rows[index] = self.rows[first]);
+        (Moments(self.all), self.grouped.into_iter().map(Moments).collect())
+    }
 }
 
 /// A row of the table.
-fn row(moments: &Totals) -> [f64; 11] {
+fn row(moments: &Totals) -> [u8; ROW] {
     let [count, zeros, nans, infs] = [moments.count, moments.zeros, moments.nans, moments.infs].map(|count| count as f64);
     let (rms, mean, cosine, density) = (moments.rms(), moments.mean_abs(), moments.sign_cosine(), moments.density());
-    [count, zeros, nans, infs, moments.l1(), moments.l2(), moments.linf(), rms, mean, cosine, density]
+    let figures = [count, zeros, nans, infs, moments.l1(), moments.l2(), moments.linf(), rms, mean, cosine, density];
+    let mut row = [0; ROW];
+    for (bytes, figure) in row.as_chunks_mut().0.iter_mut().zip(figures) {
+        *bytes = figure.to_ne_bytes();
+    }
+    row
 }

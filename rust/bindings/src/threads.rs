@@ -1,10 +1,11 @@
-//! How many threads, and on which instruction set.
+//! How many threads, on which instruction set, and what they do without the interpreter.
 
 use std::num::NonZero;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use normclip_core::{Isa, Team};
-use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use normclip_core::{Isa, OutOfMemory, Team};
+use pyo3::exceptions::{PyMemoryError, PyRuntimeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -20,7 +21,40 @@ static CHOSEN: AtomicUsize = AtomicUsize::new(0);
 /// Who computes when nothing else is said.
 pub(crate) fn team(py: Python<'_>) -> PyResult<Team> {
     let isa = Isa::active().map_err(|error| PyRuntimeError::new_err(error.to_string()))?;
-    Ok(Team { threads: threads(py)?, isa })
+    Ok(Team { threads: threads(py)?, isa, watch: Some(look_for_signals) })
+}
+
+/// Runs what needs no interpreter, so that other Python threads run meanwhile.
+///
+/// A panic comes out as one, which PyO3 makes a Python exception, when no helper works any more; but for what unwinds on purpose: the
+/// exception of a signal handler, such as `KeyboardInterrupt`, and `MemoryError`.
+pub(crate) fn detached<T: Send>(py: Python<'_>, work: impl FnOnce() -> T + Send) -> PyResult<T> {
+    py.detach(|| catch_unwind(AssertUnwindSafe(work))).map_err(|panic| match panic.downcast::<Interrupt>() {
+        Ok(interrupt) => interrupt.0,
+        Err(panic) if panic.is::<OutOfMemory>() => no_memory(),
+        Err(panic) => resume_unwind(panic),
+    })
+}
+
+/// The exception that a signal handler has raised.
+struct Interrupt(PyErr);
+
+/// Runs Python's signal handlers if there is something for them, which concerns the main thread alone. Unwinds if one of them raises.
+fn look_for_signals() {
+    if let Some(Err(error)) = Python::try_attach(|py| py.check_signals()) {
+        resume_unwind(Box::new(Interrupt(error)));
+    }
+}
+
+/// An empty vector with room for so many.
+pub(crate) fn reserved<T>(len: usize) -> PyResult<Vec<T>> {
+    let mut vec = Vec::new();
+    vec.try_reserve_exact(len).map_err(|_| no_memory())?;
+    Ok(vec)
+}
+
+fn no_memory() -> PyErr {
+    PyMemoryError::new_err("there is no memory for a list of so many tensors: pass fewer at a time")
 }
 
 fn threads(py: Python<'_>) -> PyResult<NonZero<usize>> {

@@ -1,8 +1,6 @@
 //! Tensors → the same tensors, changed in place: writing.
 
-use std::sync::Arc;
-
-use crate::blocks::{Block, Tensors};
+use crate::blocks::{Block, Tensors, USUAL};
 use crate::dtype::{Bf16, Dtype, Element, F16};
 use crate::isa::Isa;
 use crate::kernels::{GATHER, Map};
@@ -14,7 +12,7 @@ use crate::view::View;
 ///
 /// # Safety
 /// The tensors were made for [`crate::Access::Write`], and nobody else uses their memory meanwhile.
-pub unsafe fn apply<M: Map>(tensors: &Arc<Tensors>, map: M, team: Team) -> Vec<usize> {
+pub unsafe fn apply<M: Map>(tensors: &Tensors, map: M, team: Team) -> Vec<usize> {
     // SAFETY: the caller's promise.
     unsafe { apply_each(tensors, move |_| Some(map), team) }
 }
@@ -23,20 +21,18 @@ pub unsafe fn apply<M: Map>(tensors: &Arc<Tensors>, map: M, team: Team) -> Vec<u
 ///
 /// # Safety
 /// As for [`apply()`].
-pub unsafe fn apply_each<M: Map>(
-    tensors: &Arc<Tensors>,
-    map_of: impl Fn(usize) -> Option<M> + Send + Sync + 'static,
-    team: Team,
-) -> Vec<usize> {
-    let team = team.for_bytes(tensors.bytes());
-    let shared = Arc::clone(tensors);
-    let spans = tensors.cut().spans();
-    let changed = team.map(spans, move |piece| {
+pub unsafe fn apply_each<M: Map>(tensors: &Tensors, map_of: impl Fn(usize) -> Option<M> + Sync, team: Team) -> Vec<usize> {
+    // Nobody finds their tensors half-changed.
+    let team = team.for_bytes(tensors.bytes()).to_the_end();
+    let (cut, views) = (tensors.cut(), tensors.views());
+    let pieces = cut.pieces();
+    let changed = team.map(pieces, |piece| {
         // From the end: what a measurement has read last is still in the cache.
-        let blocks = shared.cut().span(spans - 1 - piece);
-        let change =
-            |block: &Block| map_of(block.tensor).is_some_and(|map| apply_block(&shared.views()[block.tensor], *block, map, team.isa));
-        blocks.iter().filter(|block| change(block)).map(|block| block.tensor).collect::<Vec<_>>()
+        let blocks = cut.piece(pieces - 1 - piece);
+        let change = |block: &Block| map_of(block.tensor).is_some_and(|map| apply_block(&views[block.tensor], *block, map, team.isa));
+        let mut changed = Vec::with_capacity(USUAL);
+        changed.extend(blocks.filter(change).map(|block| block.tensor));
+        changed
     });
     let mut changed: Vec<usize> = changed.into_iter().flatten().collect();
     changed.sort_unstable();

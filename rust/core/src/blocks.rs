@@ -1,11 +1,12 @@
 //! Tensors cut into blocks of a fixed size, whatever the number of threads.
 //!
-//! A block never spans tensors, so a tensor's total does not depend on its neighbours. Small tensors are handed out several at a time: a
-//! *span* is a run of blocks that makes it worth a thread's while.
+//! A block never spans tensors, so a tensor's total does not depend on its neighbours. Blocks are not listed anywhere: the tensors lie one
+//! after the other on a line, and a *piece* of that line, which makes it worth a thread's while, holds the blocks that begin in it.
 
+use std::iter;
 use std::ops::Range;
 
-use crate::error::{Problem, TensorError};
+use crate::error::{OutOfMemory, Problem, TensorError, room};
 use crate::overlap;
 use crate::view::View;
 
@@ -16,26 +17,13 @@ pub const BLOCK: usize = 1 << 16;
 #[derive(Debug)]
 pub struct Tensors {
     views: Vec<View>,
-    /// For a repetition, the tensor that it repeats.
-    first_of: Vec<Option<usize>>,
+    repetitions: Vec<Repetition>,
     cut: Cut,
     bytes: usize,
 }
 
-/// Blocks, and spans of them.
-#[derive(Debug)]
-pub(crate) struct Cut {
-    blocks: Vec<Block>,
-    spans: Vec<Range<usize>>,
-}
-
-/// A part of a tensor.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Block {
-    pub(crate) tensor: usize,
-    pub(crate) first: usize,
-    pub(crate) count: usize,
-}
+/// The index of a tensor that repeats an earlier one, and the index of the first of its kind.
+pub type Repetition = (usize, usize);
 
 /// What a list of tensors is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,18 +34,22 @@ pub enum Access {
     Write,
 }
 
-/// For each tensor that repeats an earlier one, the index of that. Looks at addresses alone, so the memory may be on any device.
+/// The tensors that repeat earlier ones, in the order of the list. Looks at addresses alone, so the memory may be on any device.
 ///
 /// # Errors
 /// For [`Access::Write`], the first tensor that cannot be written in place.
-pub fn repetitions(views: &[View], access: Access) -> Result<Vec<Option<usize>>, TensorError> {
+pub fn repetitions(views: &[View], access: Access) -> Result<Vec<Repetition>, TensorError> {
     let mut order = overlap::by_address(views);
-    let first_of = overlap::duplicates(views, &order);
+    let repetitions = overlap::repetitions(views, &order);
     if access == Access::Write {
-        order.retain(|&(_, index)| first_of[index].is_none());
+        order.retain(|&(_, index)| !is_repetition(&repetitions, index));
         overlap::check_writable(views, &order, |_| true)?;
     }
-    Ok(first_of)
+    Ok(repetitions)
+}
+
+fn is_repetition(repetitions: &[Repetition], index: usize) -> bool {
+    repetitions.binary_search_by_key(&index, |(index, _)| *index).is_ok()
 }
 
 impl Tensors {
@@ -65,12 +57,16 @@ impl Tensors {
     ///
     /// # Errors
     /// For [`Access::Write`], the first tensor that cannot be written in place.
+    ///
+    /// # Panics
+    /// Unwinds with [`OutOfMemory`] if there is none for the bookkeeping.
     pub fn new(views: Vec<View>, access: Access) -> Result<Self, TensorError> {
-        let duplicates = repetitions(&views, access)?;
-        let once = || views.iter().enumerate().filter(|(tensor, _)| duplicates[*tensor].is_none());
-        let cut = Cut::new(once().map(|(tensor, view)| (tensor, view.len())));
-        let bytes = once().map(|(_, view)| view.bytes()).sum();
-        Ok(Self { views, first_of: duplicates, cut, bytes })
+        let repetitions = repetitions(&views, access)?;
+        let once = |index| !is_repetition(&repetitions, index);
+        let cut = Cut::new(views.iter().enumerate().map(|(index, view)| if once(index) { view.len() } else { 0 }));
+        let bytes = views.iter().enumerate().filter(|(index, _)| once(*index)).map(|(_, view)| view.bytes());
+        let bytes = bytes.fold(0, usize::saturating_add);
+        Ok(Self { views, repetitions, cut, bytes })
     }
 
     /// The tensors as they were given.
@@ -80,12 +76,12 @@ impl Tensors {
 
     /// All elements, each once.
     pub fn len(&self) -> usize {
-        self.cut.blocks.iter().map(|block| block.count).sum()
+        self.cut.elements
     }
 
     /// Whether there are no elements.
     pub fn is_empty(&self) -> bool {
-        self.cut.blocks.is_empty()
+        self.len() == 0
     }
 
     /// Bytes of all elements, each once.
@@ -104,9 +100,9 @@ impl Tensors {
         }
     }
 
-    /// For each tensor that repeats an earlier one, the index of that.
-    pub fn first_of(&self) -> &[Option<usize>] {
-        &self.first_of
+    /// The tensors that repeat earlier ones, in the order of the list.
+    pub fn repetitions(&self) -> &[Repetition] {
+        &self.repetitions
     }
 
     pub(crate) fn cut(&self) -> &Cut {
@@ -114,48 +110,86 @@ impl Tensors {
     }
 }
 
-impl Cut {
-    /// Cuts up tensors, given by index and number of elements.
-    pub(crate) fn new(tensors: impl Iterator<Item = (usize, usize)>) -> Self {
-        let mut blocks = Vec::with_capacity(tensors.size_hint().1.unwrap_or(0));
-        for (tensor, len) in tensors {
-            blocks.extend((0..len).step_by(BLOCK).map(|first| Block { tensor, first, count: BLOCK.min(len - first) }));
-        }
-        let spans = spans(&blocks);
-        Self { blocks, spans }
-    }
-
-    /// All blocks, in the order of the tensors.
-    pub(crate) fn blocks(&self) -> &[Block] {
-        &self.blocks
-    }
-
-    /// The number of spans.
-    pub(crate) fn spans(&self) -> usize {
-        self.spans.len()
-    }
-
-    /// The blocks of a span.
-    pub(crate) fn span(&self, index: usize) -> &[Block] {
-        &self.blocks[self.spans[index].clone()]
-    }
+/// A part of a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Block {
+    pub(crate) tensor: usize,
+    pub(crate) first: usize,
+    pub(crate) count: usize,
 }
 
-/// Long spans first, so that a thread reads on without a break and the hardware fetches ahead of it; short ones at the end, so that all
+/// The line on which the tensors lie.
+#[derive(Debug)]
+pub(crate) struct Cut {
+    /// Where each tensor begins, and where the last ends. A tensor takes as much of the line as it has elements and [`BESIDES`].
+    starts: Vec<usize>,
+    elements: usize,
+}
+
+/// What a tensor costs besides its elements, in elements. So a piece does not hold too many tiny ones.
+const BESIDES: usize = 1 << 10;
+
+/// Long pieces first, so that a thread reads on without a break and the hardware fetches ahead of it; short ones for the rest, so that all
 /// threads end together.
-fn spans(blocks: &[Block]) -> Vec<Range<usize>> {
-    let mut remaining: usize = blocks.iter().map(|block| block.count).sum();
-    let mut spans = Vec::new();
-    let (mut start, mut elements) = (0, 0);
-    for (index, block) in blocks.iter().enumerate() {
-        elements += block.count;
-        if elements >= (remaining / 32).clamp(BLOCK, 8 * BLOCK) || index + 1 == blocks.len() {
-            spans.push(start..index + 1);
-            remaining -= elements;
-            (start, elements) = (index + 1, 0);
+const LONG: usize = 8 * BLOCK;
+const SHORT: usize = BLOCK;
+const REST: usize = 256 * SHORT;
+
+/// The blocks of a short piece of small tensors, about.
+pub(crate) const USUAL: usize = SHORT / BESIDES;
+
+impl Cut {
+    /// Lays out tensors, given by their numbers of elements.
+    pub(crate) fn new(lens: impl Iterator<Item = usize>) -> Self {
+        let mut starts = room(lens.size_hint().0 + 1);
+        let (mut end, mut elements) = (0_usize, 0);
+        starts.push(end);
+        for len in lens {
+            if len > 0 {
+                // Only expanded tensors have so many elements, and only a list without end has so many of these.
+                end = end.checked_add(len + BESIDES).unwrap_or_else(|| OutOfMemory::unwind());
+                elements += len;
+            }
+            starts.push(end);
         }
+        Self { starts, elements }
     }
-    spans
+
+    /// The number of pieces.
+    pub(crate) fn pieces(&self) -> usize {
+        let (long, rest) = self.long_and_rest();
+        long + rest.len().div_ceil(SHORT)
+    }
+
+    /// The blocks of a piece, in the order of the tensors.
+    pub(crate) fn piece(&self, index: usize) -> impl Iterator<Item = Block> + '_ {
+        let (long, rest) = self.long_and_rest();
+        let piece = match index.checked_sub(long) {
+            None => index * LONG..(index + 1) * LONG,
+            Some(short) => rest.start + short * SHORT..(rest.start + (short + 1) * SHORT).min(rest.end),
+        };
+        let mut tensor = self.starts.partition_point(|start| *start <= piece.start).saturating_sub(1);
+        let mut first = (piece.start - self.starts[tensor]).next_multiple_of(BLOCK);
+        iter::from_fn(move || {
+            loop {
+                let (start, end) = (self.starts[tensor], *self.starts.get(tensor + 1)?);
+                let len = (end - start).saturating_sub(BESIDES);
+                if first < len {
+                    let block = Block { tensor, first, count: BLOCK.min(len - first) };
+                    first += BLOCK;
+                    return (start + block.first < piece.end).then_some(block);
+                }
+                (tensor, first) = (tensor + 1, 0);
+            }
+        })
+    }
+
+    /// The number of long pieces, and what they leave.
+    fn long_and_rest(&self) -> (usize, Range<usize>) {
+        let end = self.starts.last().copied().unwrap_or(0);
+        let long = end.saturating_sub(REST) / LONG;
+        (long, long * LONG..end)
+    }
 }
 
 #[cfg(test)]
@@ -163,33 +197,57 @@ mod tests {
     use super::*;
     use crate::dtype::Dtype;
 
-    fn spans_of(counts: &[usize]) -> Vec<Range<usize>> {
-        spans(&counts.iter().map(|&count| Block { tensor: 0, first: 0, count }).collect::<Vec<_>>())
+    #[test]
+    fn pieces_hold_each_block_once_and_in_order() {
+        let lists: [&[usize]; 7] = [
+            &[],
+            &[0, 0],
+            &[1],
+            &[2 * BLOCK + 1, 0, BLOCK, BLOCK - 1, 7, 0],
+            &[5; 3000],
+            &[700 * BLOCK + 3, 1, 0, 300 * BLOCK, 64],
+            &[BLOCK - BESIDES, BLOCK - BESIDES + 1, BLOCK - BESIDES - 1, 1],
+        ];
+        for lens in lists {
+            let cut = Cut::new(lens.iter().copied());
+            let found: Vec<Block> = (0..cut.pieces()).flat_map(|piece| cut.piece(piece)).collect();
+            let blocks = |(tensor, &len): (usize, &usize)| {
+                (0..len).step_by(BLOCK).map(move |first| Block { tensor, first, count: BLOCK.min(len - first) }).collect::<Vec<_>>()
+            };
+            assert_eq!(found, lens.iter().enumerate().flat_map(blocks).collect::<Vec<_>>());
+            assert_eq!(cut.elements, lens.iter().sum());
+        }
     }
 
     #[test]
-    fn spans_are_filled_up_to_a_block() {
-        assert_eq!(spans_of(&[]), []);
-        assert_eq!(spans_of(&[1, 2]), vec![0..2; 1]);
-        assert_eq!(spans_of(&[BLOCK, BLOCK, 1]), [0..1, 1..2, 2..3]);
-        assert_eq!(spans_of(&[BLOCK - 1, BLOCK, 5, BLOCK - 5, 5]), [0..2, 2..4, 4..5]);
-        assert_eq!(spans_of(&[BLOCK / 4; 9]), [0..4, 4..8, 8..9]);
-        let long = spans_of(&[BLOCK; 1000]);
-        assert_eq!((long[0].clone(), long[long.len() - 1].clone()), (0..8, 999..1000));
-        assert!(long.windows(2).all(|pair| pair[0].len() >= pair[1].len() && pair[0].end == pair[1].start));
+    fn pieces_are_long_first_and_short_at_the_end() {
+        let cut = Cut::new([1000 * BLOCK].into_iter());
+        let blocks: Vec<usize> = (0..cut.pieces()).map(|piece| cut.piece(piece).count()).filter(|count| *count > 0).collect();
+        assert_eq!((blocks[0], blocks[blocks.len() - 1]), (8, 1));
+        assert!(blocks.is_sorted_by(|a, b| a >= b));
+        assert!((256..300).contains(&blocks.iter().filter(|count| **count == 1).count()));
+        let tiny = Cut::new(iter::repeat_n(1, 10_000));
+        assert!(
+            (0..tiny.pieces()).all(|piece| tiny.piece(piece).count() <= 1 + SHORT / BESIDES),
+            "tiny tensors have a weight of their own"
+        );
     }
 
     #[test]
-    fn tensors_are_cut_into_blocks_of_their_own() {
-        let lens = [2 * BLOCK + 1, 0, BLOCK, BLOCK - 1, 7];
+    fn a_tensor_of_many_elements_costs_nothing() {
+        let cut = Cut::new([1 << 46].into_iter());
+        assert_eq!(cut.elements, 1 << 46);
+        assert_eq!(cut.piece(1 << 20).next(), Some(Block { tensor: 0, first: LONG << 20, count: BLOCK }));
+    }
+
+    #[test]
+    fn repetitions_are_cut_once() {
         let mut memory = vec![0u16; 2 * BLOCK + 1];
+        let lens = [2 * BLOCK + 1, 0, BLOCK, 2 * BLOCK + 1, BLOCK, 7];
         // SAFETY: all views lie in the memory, and are not read.
         let views = lens.map(|len| unsafe { View::new(memory.as_mut_ptr().cast(), Dtype::F16, &[len as i64], None).unwrap() });
         let tensors = Tensors::new(views.to_vec(), Access::Read).unwrap();
-        let blocks: Vec<_> = tensors.cut().blocks().iter().map(|block| (block.tensor, block.first, block.count)).collect();
-        let expected = [(0, 0, BLOCK), (0, BLOCK, BLOCK), (0, 2 * BLOCK, 1), (2, 0, BLOCK), (3, 0, BLOCK - 1), (4, 0, 7)];
-        assert_eq!(blocks, expected);
-        assert_eq!(tensors.cut().spans, [0..1, 1..2, 2..4, 4..6]);
-        assert_eq!((tensors.len(), tensors.bytes()), (4 * BLOCK + 7, 8 * BLOCK + 14));
+        assert_eq!(tensors.repetitions(), [(3, 0), (4, 2)]);
+        assert_eq!((tensors.len(), tensors.bytes()), (3 * BLOCK + 8, 6 * BLOCK + 16));
     }
 }

@@ -1,14 +1,13 @@
 //! Two lists of tensors → the products of the vectors that they make up.
 
-use std::sync::Arc;
-
 use crate::blocks::{Block, Cut};
 use crate::dtype::{Bf16, Dtype, Element, F16};
 use crate::isa::Isa;
 use crate::kernels::{GATHER, Products, dot as dot_block};
 use crate::memory;
-use crate::moments::merged;
+use crate::moments::{Merge, merged};
 use crate::pool::Team;
+use crate::reduce::each_block;
 use crate::view::View;
 
 /// Pairs of tensors, each described together by [`View::together`]. The same pair of memory twice counts once.
@@ -24,8 +23,8 @@ impl Pairs {
     pub fn new(mut pairs: Vec<[View; 2]>) -> Self {
         let mut seen = std::collections::HashSet::with_capacity(pairs.len());
         pairs.retain(|[x, y]| x.is_empty() || seen.insert((x.clone(), y.clone())));
-        let cut = Cut::new(pairs.iter().map(|[x, _]| x.len()).enumerate());
-        let bytes = pairs.iter().flatten().map(View::bytes).sum();
+        let cut = Cut::new(pairs.iter().map(|[x, _]| x.len()));
+        let bytes = pairs.iter().flatten().map(View::bytes).fold(0, usize::saturating_add);
         Self { pairs, cut, bytes }
     }
 }
@@ -33,14 +32,12 @@ impl Pairs {
 /// Σxy, Σx² and Σy² over all pairs. For complex numbers Σxy is the real part of the inner product.
 ///
 /// The result has the same bits for any team.
-pub fn dot(pairs: &Arc<Pairs>, team: Team) -> Products {
+pub fn dot(pairs: &Pairs, team: Team) -> Products {
     let team = team.for_bytes(pairs.bytes);
-    let shared = Arc::clone(pairs);
-    let spans = team.map(pairs.cut.spans(), move |span| {
-        let blocks = shared.cut.span(span);
-        blocks.iter().map(|block| reduce_pair(&shared.pairs[block.tensor], *block, team.isa)).collect::<Vec<_>>()
-    });
-    merged(spans.into_iter().flatten())
+    let mut products = Products::EMPTY;
+    let read = |block: Block| reduce_pair(&pairs.pairs[block.tensor], block, team.isa);
+    each_block(&pairs.cut, team, read, |_, block| products.merge(block));
+    products
 }
 
 fn reduce_pair([x, y]: &[View; 2], block: Block, isa: Isa) -> Products {

@@ -1,10 +1,15 @@
 //! What can be wrong with a list of tensors. The caller knows their names; here they have indices.
 
 use std::fmt;
+use std::panic::resume_unwind;
 
 /// A fault of one tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Problem {
+    /// Its shape or strides describe no tensor: negative or missing numbers, addresses that no memory has.
+    Malformed,
+    /// It has more elements than any memory holds, so it is expanded, and nobody could wait for the end.
+    TooLarge,
     /// It has elements but no memory, as meta and fake tensors do.
     NullData,
     /// Several of its indices reach the same memory.
@@ -27,6 +32,10 @@ pub struct TensorError {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Malformed => f.write_str("has a shape or strides that no tensor in memory can have: pass a copy made by a library that you trust"),
+            Self::TooLarge => {
+                f.write_str("has more elements than memory can hold (expanded or broadcast): pass what it was expanded from, or a part of it")
+            }
             Self::NullData => f.write_str("has elements but no memory (a meta, fake or wrapper tensor): materialize it first"),
             Self::Expanded => f.write_str(
                 "reaches the same memory by several indices (expanded or broadcast) and cannot be written in place: pass a copy, such as .clone()",
@@ -46,3 +55,40 @@ impl fmt::Display for TensorError {
 }
 
 impl std::error::Error for TensorError {}
+
+/// What unwinds to the caller where there is no memory for a list: a panic with this payload, which says nothing on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutOfMemory;
+
+impl OutOfMemory {
+    /// Unwinds.
+    pub(crate) fn unwind() -> ! {
+        resume_unwind(Box::new(Self))
+    }
+}
+
+/// An empty vector with room for so many; for what grows with the caller's list. Unwinds with [`OutOfMemory`] where the standard library
+/// would abort.
+pub fn room<T>(len: usize) -> Vec<T> {
+    let mut vec = Vec::new();
+    if vec.try_reserve_exact(len).is_err() {
+        OutOfMemory::unwind();
+    }
+    vec
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::catch_unwind;
+
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_unwinds() {
+        assert!(room::<u64>(10).capacity() >= 10);
+        for len in [usize::MAX, usize::MAX / 16] {
+            let outcome = catch_unwind(|| room::<u64>(len));
+            assert_eq!(outcome.unwrap_err().downcast_ref(), Some(&OutOfMemory));
+        }
+    }
+}

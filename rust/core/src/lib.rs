@@ -6,6 +6,7 @@
 //! apply · update        lists of tensors → the same, changed; parameters and gradients → the parameters, one step on
 //! pool                  threads that claim pieces          strict   IEEE mode while they work
 //! blocks                tensors cut into blocks            overlap  which tensors share memory
+//! lattice               sums of multiples: the arithmetic of strides
 //! kernels               one file an algorithm, written once
 //! memory · view         bytes; pointer, element type, layout
 //! moments               totals and their merge
@@ -24,6 +25,7 @@ mod dtype;
 mod error;
 mod isa;
 pub mod kernels;
+mod lattice;
 mod memory;
 mod moments;
 mod norm;
@@ -36,15 +38,15 @@ mod update;
 mod view;
 
 pub use apply::{apply, apply_each};
-pub use blocks::{Access, BLOCK, Tensors, repetitions};
+pub use blocks::{Access, BLOCK, Repetition, Tensors, repetitions};
 pub use dot::{Pairs, dot};
 pub use dtype::{Bf16, Dtype, Element, F16};
-pub use error::{Problem, TensorError};
+pub use error::{OutOfMemory, Problem, TensorError, room};
 pub use isa::{Isa, IsaError, Op};
 pub use moments::{Largest, Merge, Moments, Smallest, Squares, Sum, merged};
 pub use norm::{hard_coefficient, nonfinite, norm};
 pub use pool::Team;
-pub use reduce::reduce;
+pub use reduce::{reduce, reduce_all, reduce_each};
 pub use simd::Simd;
 pub use strict::strict;
 pub use update::{Updates, update};

@@ -1,20 +1,32 @@
 //! Which tensors of a list are the same memory, and which share part of it.
 //!
 //! The same memory twice counts once. Shared parts may be read, and must not be written: the result would depend on the order. Where some
-//! tensors are written and others only read, the latter may share among themselves. The answer is exact: where the address ranges of strided tensors cross (two column blocks of one matrix, say), the bytes are marked one
-//! by one.
+//! tensors are written and others only read, the latter may share among themselves. The answer is exact, and found from shapes and strides
+//! alone: most tensors lie apart, which their addresses tell once they are sorted; column blocks of one matrix lie apart within its rows,
+//! which is found in the same way; and of two that are left, arithmetic tells whether they meet.
 
-use crate::error::{Problem, TensorError};
+use std::collections::HashMap;
+use std::ops::Range;
+
+use crate::blocks::Repetition;
+use crate::error::{Problem, TensorError, room};
+use crate::lattice::reaches;
 use crate::view::View;
 
-/// Marks the tensors that repeat an earlier one: `Some(index of the first)`.
-pub(crate) fn duplicates(views: &[View], order: &[Place]) -> Vec<Option<usize>> {
-    let mut first_of = vec![None; views.len()];
-    for (position, &(start, index)) in order.iter().enumerate() {
-        let starts_alike = order[..position].iter().rev().take_while(|(other, _)| *other == start);
-        first_of[index] = starts_alike.map(|&(_, other)| other).filter(|&other| views[other] == views[index]).last();
+/// The tensors that repeat an earlier one, with the index of the first of their kind.
+pub(crate) fn repetitions(views: &[View], order: &[Place]) -> Vec<Repetition> {
+    let mut found = Vec::new();
+    for alike in order.chunk_by(|(a, _), (b, _)| a == b).filter(|alike| alike.len() > 1) {
+        let mut firsts = HashMap::new();
+        for &(_, index) in alike {
+            let first = *firsts.entry(&views[index]).or_insert(index);
+            if first != index {
+                found.push((index, first));
+            }
+        }
     }
-    first_of
+    found.sort_unstable();
+    found
 }
 
 /// Refuses tensors in the given places that cannot be written one after the other: expanded ones, and those that share memory with others.
@@ -23,18 +35,22 @@ pub(crate) fn duplicates(views: &[View], order: &[Place]) -> Vec<Option<usize>> 
 /// # Errors
 /// The first fault found, with the tensor's index.
 pub(crate) fn check_writable(views: &[View], order: &[Place], written: impl Fn(usize) -> bool) -> Result<(), TensorError> {
-    // A cluster is a run of tensors whose address ranges hang together.
-    let mut cluster = 0..0;
-    let mut end = 0;
-    for (position, &(start, index)) in order.iter().enumerate() {
-        if start >= end {
-            check_cluster(views, &order[cluster], &written)?;
-            cluster = position..position;
-        }
-        cluster.end = position + 1;
-        end = end.max(views[index].range().end);
+    if let Some(&(_, index)) = order.iter().find(|(_, index)| written(*index) && reaches_twice(&views[*index])) {
+        return Err(TensorError { index, problem: Problem::Expanded });
     }
-    check_cluster(views, &order[cluster], &written)
+    let range = |&(start, index): &Place| (start as isize, views[index].range().end as isize);
+    for cluster in clusters(order, range) {
+        let footprints: Vec<Footprint> = order[cluster].iter().map(|&(_, index)| Footprint::of(&views[index], index)).collect();
+        let parts = (0..footprints.len()).map(|at| Part { at, start: footprints[at].start, depth: 0 }).collect();
+        check_parts(&footprints, parts, &|a, b| match (written(a.index), written(b.index)) {
+            (false, false) => Ok(()),
+            _ if !a.meets(b) => Ok(()),
+            (true, false) => Err(TensorError { index: b.index, problem: Problem::Overlaps(a.index) }),
+            (false, true) => Err(TensorError { index: a.index, problem: Problem::Overlaps(b.index) }),
+            (true, true) => Err(TensorError { index: a.index.max(b.index), problem: Problem::Overlaps(a.index.min(b.index)) }),
+        })?;
+    }
+    Ok(())
 }
 
 /// Address and index of a tensor.
@@ -42,73 +58,142 @@ pub(crate) type Place = (usize, usize);
 
 /// Where the tensors are that have elements, by address and then by index.
 pub(crate) fn by_address(views: &[View]) -> Vec<Place> {
-    let mut order: Vec<Place> =
-        views.iter().enumerate().filter(|(_, view)| !view.is_empty()).map(|(index, view)| (view.range().start, index)).collect();
+    let mut order = room(views.len());
+    order.extend(views.iter().enumerate().filter(|(_, view)| !view.is_empty()).map(|(index, view)| (view.range().start, index)));
     order.sort_unstable();
     order
 }
 
-fn check_cluster(views: &[View], cluster: &[Place], written: &impl Fn(usize) -> bool) -> Result<(), TensorError> {
-    let indices = |write: bool| cluster.iter().map(|&(_, index)| index).filter(move |&index| written(index) == write);
+/// The runs of several items, sorted by where they begin, whose ranges hang together.
+fn clusters<T>(sorted: &[T], range: impl Fn(&T) -> (isize, isize)) -> impl Iterator<Item = Range<usize>> {
+    let (mut begin, mut end) = (0, isize::MIN);
+    (0..=sorted.len()).filter_map(move |position| {
+        let next = sorted.get(position).map(&range);
+        if let Some((start, its_end)) = next
+            && (start < end || position == 0)
+        {
+            end = end.max(its_end);
+            return None;
+        }
+        let cluster = begin..position;
+        (begin, end) = (position, next.map_or(end, |(_, its_end)| its_end));
+        (cluster.len() > 1).then_some(cluster)
+    })
+}
+
+/// What a tensor covers: `solid` bytes, at each place that the loops reach.
+struct Footprint {
+    index: usize,
+    start: isize,
+    solid: usize,
+    /// Stride and size, the widest stride first. None is 0, and none is as wide as what the next ones make solid.
+    loops: Vec<(usize, usize)>,
+}
+
+impl Footprint {
+    fn of(view: &View, index: usize) -> Self {
+        let mut loops: Vec<(usize, usize)> =
+            view.loops().map(|(stride, size)| (stride.unsigned_abs(), size)).filter(|(stride, _)| *stride > 0).collect();
+        loops.sort_unstable_by(|a, b| b.cmp(a)); // in step with another tensor they may come in any order
+        let mut solid = if view.is_contiguous() { view.bytes() } else { view.dtype().size() };
+        while let Some((_, size)) = loops.pop_if(|(stride, _)| *stride == solid) {
+            solid *= size;
+        }
+        Self { index, start: view.range().start as isize, solid, loops }
+    }
+
+    /// How far the loops go, from `depth` on.
+    fn reach(&self, depth: usize) -> usize {
+        self.loops[depth..].iter().map(|(stride, size)| stride * (size - 1)).sum()
+    }
+
+    /// Whether the two share a byte. Yes, too, where that could not be found out.
+    fn meets(&self, other: &Self) -> bool {
+        // start + Σ stride·x + u = start' + Σ stride'·x' + v, with one side's loops walked backwards: only sums are left.
+        let distance = (other.start - self.start + other.reach(0) as isize) as i128;
+        let (low, high) = (distance - (self.solid as i128 - 1), distance + (other.solid as i128 - 1));
+        let terms = self.loops.iter().chain(&other.loops).map(|&(stride, size)| (stride as i128, size as i128 - 1));
+        reaches(terms, low, high).unwrap_or(true)
+    }
+}
+
+/// Whether a tensor reaches a byte by several of its indices. Yes, too, where that could not be found out.
+fn reaches_twice(view: &View) -> bool {
+    if view.is_contiguous() {
+        return false;
+    }
     // Without room for all its elements a tensor need not be looked at, and an expanded one can be too long to look at.
-    let cramped = |index: &usize| views[*index].bytes() > views[*index].range().len();
-    if let Some(index) = indices(true).find(cramped) {
-        return Err(TensorError { index, problem: Problem::Expanded });
+    if view.bytes() > view.range().len() || view.loops().any(|(stride, _)| stride == 0) {
+        return true;
     }
-    match cluster {
-        [(_, only)] if views[*only].is_nested() => return Ok(()),
-        _ if indices(true).next().is_none() => return Ok(()),
-        _ => {}
-    }
-    let begin = cluster[0].0;
-    let end = cluster.iter().map(|&(_, index)| views[index].range().end).max().unwrap_or(begin);
-    let mut used = Bytes::new(begin, end);
-    for index in indices(true).chain(indices(false)) {
-        if !used.mark(&views[index], written(index)) {
-            let fits = |others: &[usize]| {
-                let mut bytes = Bytes::new(begin, end);
-                others.iter().chain([&index]).all(|&other| bytes.mark(&views[other], written(other)))
-            };
-            let other = indices(true).take_while(|&other| other != index).find(|&other| fits(&[]) && !fits(&[other]));
-            return Err(TensorError { index, problem: other.map_or(Problem::Expanded, Problem::Overlaps) });
+    let Footprint { solid, loops, .. } = Footprint::of(view, 0);
+    let near = solid as i128 - 1;
+    // Two indices that first differ in this loop: by 1 or more there, and in those after it by anything, which is counted from the least.
+    (0..loops.len()).any(|first| {
+        let (stride, size) = (loops[first].0 as i128, loops[first].1 as i128);
+        let after = loops[first + 1..].iter().map(|&(stride, size)| (stride as i128, 2 * (size as i128 - 1)));
+        let least: i128 = stride - after.clone().map(|(stride, twice)| stride * twice / 2).sum::<i128>();
+        reaches(after.chain([(stride, size - 2)]), -near - least, near - least).unwrap_or(true)
+    })
+}
+
+/// A tensor within one step of its first `depth` loops, which all tensors that it is compared with have in common.
+struct Part {
+    at: usize,
+    start: isize,
+    depth: usize,
+}
+
+/// Calls `check` for all pairs that may meet.
+fn check_parts<E>(
+    footprints: &[Footprint],
+    mut parts: Vec<Part>,
+    check: &impl Fn(&Footprint, &Footprint) -> Result<(), E>,
+) -> Result<(), E> {
+    let end = |part: &Part| part.start + (footprints[part.at].reach(part.depth) + footprints[part.at].solid) as isize;
+    parts.sort_unstable_by_key(|part| (part.start, part.at));
+    for cluster in clusters(&parts, |part| (part.start, end(part))) {
+        let cluster = &parts[cluster];
+        if let Some(inner) = within_rows(footprints, cluster) {
+            check_parts(footprints, inner, check)?;
+            continue;
+        }
+        let mut open: Vec<&Part> = Vec::new();
+        for part in cluster {
+            open.retain(|other| end(other) > part.start);
+            for other in open.iter().filter(|other| other.at != part.at) {
+                check(&footprints[other.at], &footprints[part.at])?;
+            }
+            open.push(part);
         }
     }
     Ok(())
 }
 
-/// A set of addresses, one bit each.
-struct Bytes {
-    begin: usize,
-    words: Vec<u64>,
-}
-
-impl Bytes {
-    fn new(begin: usize, end: usize) -> Self {
-        Self { begin, words: vec![0; (end - begin).div_ceil(64)] }
+/// If all have the same widest stride, and each lies within one row of that length wherever rows are taken to begin: what they cover of a row.
+fn within_rows(footprints: &[Footprint], parts: &[Part]) -> Option<Vec<Part>> {
+    let outer = |part: &Part| footprints[part.at].loops.get(part.depth).map(|(stride, _)| *stride);
+    let row = outer(parts.first()?)?;
+    let mut inner = Vec::with_capacity(parts.len());
+    for part in parts {
+        let (footprint, depth) = (&footprints[part.at], part.depth + 1);
+        if outer(part) != Some(row) || footprint.reach(depth) + footprint.solid > row {
+            return None;
+        }
+        let start = part.start.rem_euclid(row as isize);
+        inner.push(Part { at: part.at, start, depth });
+        if start as usize + footprint.reach(depth) + footprint.solid > row {
+            // It goes on in the next row.
+            inner.push(Part { at: part.at, start: start - row as isize, depth });
+        }
     }
-
-    /// Adds the bytes of a tensor, or with `add` false only looks; false if one was there already.
-    fn mark(&mut self, view: &View, add: bool) -> bool {
-        let base = view.start() as usize - self.begin;
-        let size = view.dtype().size();
-        let mut fresh = true;
-        view.for_each_run(0, view.len(), |offset, count, stride| {
-            for element in (0..count as isize).map(|i| base.wrapping_add_signed(offset + i * stride)) {
-                for byte in element..element + size {
-                    let bit = 1 << (byte % 64);
-                    fresh &= self.words[byte / 64] & bit == 0;
-                    self.words[byte / 64] |= if add { bit } else { 0 };
-                }
-            }
-        });
-        fresh
-    }
+    Some(inner)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::blocks::{Access, repetitions};
+    use crate::blocks::{self, Access};
     use crate::dtype::Dtype;
 
     fn views(base: &mut [f32], parts: &[(usize, &[i64], &[i64])]) -> Vec<View> {
@@ -123,7 +208,7 @@ mod tests {
     fn check(parts: &[(usize, &[i64], &[i64])]) -> Result<(), (usize, Problem)> {
         let mut base = [0.0; 64];
         let views = views(&mut base, parts);
-        repetitions(&views, Access::Write).map(|_| ()).map_err(|error| (error.index, error.problem))
+        blocks::repetitions(&views, Access::Write).map(|_| ()).map_err(|error| (error.index, error.problem))
     }
 
     fn check_first_written(parts: &[(usize, &[i64], &[i64])]) -> Result<(), (usize, Problem)> {
@@ -160,10 +245,10 @@ mod tests {
     }
 
     #[test]
-    fn duplicates_point_to_the_first() {
+    fn repetitions_point_to_the_first() {
         let mut base = [0.0; 64];
         let views =
             views(&mut base, &[(9, &[4], &[1]), (0, &[4], &[1]), (9, &[2, 2], &[2, 1]), (9, &[3], &[1]), (9, &[4], &[1]), (9, &[0], &[1])]);
-        assert_eq!(duplicates(&views, &by_address(&views)), [None, None, Some(0), None, Some(0), None]);
+        assert_eq!(repetitions(&views, &by_address(&views)), [(2, 0), (4, 0)]);
     }
 }

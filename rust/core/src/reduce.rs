@@ -1,9 +1,8 @@
 //! Tensors → totals: reading.
 
-use std::sync::Arc;
-
-use crate::blocks::{Block, Tensors};
+use crate::blocks::{Block, Cut, Tensors, USUAL};
 use crate::dtype::{Bf16, Dtype, Element, F16};
+use crate::error::room;
 use crate::isa::Isa;
 use crate::kernels::{self, GATHER, Kernel};
 use crate::memory;
@@ -14,18 +13,53 @@ use crate::view::View;
 /// One total for each tensor. A tensor that repeats an earlier one has the empty total.
 ///
 /// The result has the same bits for any team.
-pub fn reduce<K: Kernel>(tensors: &Arc<Tensors>, kernel: K, team: Team) -> Vec<K::Total> {
-    let team = team.for_bytes(tensors.bytes());
-    let shared = Arc::clone(tensors);
-    let spans = team.map(tensors.cut().spans(), move |span| {
-        let blocks = shared.cut().span(span);
-        blocks.iter().map(|block| reduce_block(&shared.views()[block.tensor], *block, kernel, team.isa)).collect::<Vec<_>>()
-    });
-    let mut totals = vec![K::Total::EMPTY; tensors.views().len()];
-    for (block, total) in tensors.cut().blocks().iter().zip(spans.iter().flatten()) {
-        totals[block.tensor].merge(total);
-    }
+pub fn reduce<K: Kernel>(tensors: &Tensors, kernel: K, team: Team) -> Vec<K::Total> {
+    let mut totals = room(tensors.views().len());
+    totals.resize(tensors.views().len(), K::Total::EMPTY);
+    reduce_each(tensors, kernel, team, |tensor, total| totals[tensor] = *total);
     totals
+}
+
+/// The total of all tensors: of those that [`reduce()`] gives, one after the other.
+pub fn reduce_all<K: Kernel>(tensors: &Tensors, kernel: K, team: Team) -> K::Total {
+    let mut all = K::Total::EMPTY;
+    reduce_each(tensors, kernel, team, |_, total| all.merge(total));
+    all
+}
+
+/// As [`reduce()`], but gives the total of each tensor away, in order. Not those of tensors that repeat earlier ones or have no elements.
+pub fn reduce_each<K: Kernel>(tensors: &Tensors, kernel: K, team: Team, mut take: impl FnMut(usize, &K::Total)) {
+    let team = team.for_bytes(tensors.bytes());
+    let read = |block: Block| reduce_block(&tensors.views()[block.tensor], block, kernel, team.isa);
+    let mut latest: Option<(usize, K::Total)> = None;
+    each_block(tensors.cut(), team, read, |tensor, block| match &mut latest {
+        Some((of, total)) if *of == tensor => total.merge(block),
+        _ => {
+            let mut total = K::Total::EMPTY;
+            total.merge(block);
+            if let Some((of, total)) = latest.replace((tensor, total)) {
+                take(of, &total);
+            }
+        }
+    });
+    if let Some((of, total)) = latest {
+        take(of, &total);
+    }
+}
+
+/// Reads all blocks, and takes what they yield with the tensor of each, in order.
+pub(crate) fn each_block<T: Send>(cut: &Cut, team: Team, read: impl Fn(Block) -> T + Sync, mut take: impl FnMut(usize, &T)) {
+    /// Pieces at a time, so that what blocks yield takes no memory to speak of.
+    const ROUND: usize = 512;
+    for begin in (0..cut.pieces()).step_by(ROUND) {
+        let pieces = ROUND.min(cut.pieces() - begin);
+        let blocks = team.map(pieces, |piece| {
+            let mut yielded = Vec::with_capacity(USUAL);
+            yielded.extend(cut.piece(begin + piece).map(|block| (block.tensor, read(block))));
+            yielded
+        });
+        blocks.iter().flatten().for_each(|(tensor, block)| take(*tensor, block));
+    }
 }
 
 fn reduce_block<K: Kernel>(view: &View, block: Block, kernel: K, isa: Isa) -> K::Total {

@@ -1,7 +1,5 @@
 //! Parameters, their gradients and momentum buffers → the parameters and buffers, one step on.
 
-use std::sync::Arc;
-
 use crate::blocks::{Block, Cut};
 use crate::dtype::{Bf16, Dtype, Element, F16};
 use crate::error::{Problem, TensorError};
@@ -40,8 +38,8 @@ impl Updates {
             return Err(TensorError { index, problem: Problem::Complex });
         }
         overlap::check_writable(views, &overlap::by_address(views), |index| index % 3 != 2)?;
-        let cut = Cut::new(triples.iter().map(|[parameter, ..]| parameter.len()).enumerate());
-        let bytes = views.iter().map(View::bytes).sum();
+        let cut = Cut::new(triples.iter().map(|[parameter, ..]| parameter.len()));
+        let bytes = views.iter().map(View::bytes).fold(0, usize::saturating_add);
         Ok(Self { triples, cut, bytes })
     }
 }
@@ -52,14 +50,13 @@ impl Updates {
 ///
 /// # Safety
 /// Nobody else uses the memory of the tensors meanwhile.
-pub unsafe fn update(updates: &Arc<Updates>, numbers_of: impl Fn(usize) -> Descend + Send + Sync + 'static, team: Team) {
-    let team = team.for_bytes(updates.bytes);
-    let shared = Arc::clone(updates);
-    let spans = updates.cut.spans();
-    team.map(spans, move |piece| {
+pub unsafe fn update(updates: &Updates, numbers_of: impl Fn(usize) -> Descend + Sync, team: Team) {
+    let team = team.for_bytes(updates.bytes).to_the_end();
+    let pieces = updates.cut.pieces();
+    team.map(pieces, |piece| {
         // From the end: what the norm has read last is still in the cache.
-        for block in shared.cut.span(spans - 1 - piece) {
-            update_block(&shared.triples[block.tensor], *block, numbers_of(block.tensor), team.isa);
+        for block in updates.cut.piece(pieces - 1 - piece) {
+            update_block(&updates.triples[block.tensor], block, numbers_of(block.tensor), team.isa);
         }
     });
 }

@@ -46,13 +46,11 @@ unsafe impl Send for View {}
 unsafe impl Sync for View {}
 
 impl View {
-    /// Describes the memory of one tensor; `strides`, in elements, may be left out for row-major order.
+    /// Describes the memory of one tensor; `strides`, in elements, may be left out for row-major order. All later arithmetic on sizes is
+    /// safe, for sizes that could overflow are refused here.
     ///
     /// # Errors
-    /// [`Problem::NullData`] for elements without memory.
-    ///
-    /// # Panics
-    /// If there are fewer strides than dimensions.
+    /// [`Problem::Malformed`], [`Problem::TooLarge`], or [`Problem::NullData`] for elements without memory.
     ///
     /// # Safety
     /// While the view is in use by this crate, every element that shape and strides reach from `data` must be valid for reads, and for
@@ -68,10 +66,7 @@ impl View {
     /// Describes tensors of the same shape so that their elements are met in the same order: that of the first one's memory.
     ///
     /// # Errors
-    /// [`Problem::NullData`] for elements without memory, and which of the tensors.
-    ///
-    /// # Panics
-    /// If there are fewer strides than dimensions.
+    /// As for [`View::new`], and which of the tensors.
     ///
     /// # Safety
     /// As for [`View::new`], for all of them.
@@ -81,9 +76,9 @@ impl View {
         shape: &[i64],
         strides: [Option<&[i64]>; K],
     ) -> Result<[Self; K], (usize, Problem)> {
-        let len = shape.iter().map(|&size| size.max(0) as usize).product();
-        if let Some(index) = data.iter().position(|data| len > 0 && data.is_null()) {
-            return Err((index, Problem::NullData));
+        let mut len = 0;
+        for k in 0..K {
+            len = checked(data[k], dtype[k].size(), shape, strides[k]).map_err(|problem| (k, problem))?;
         }
         let mut views = array::from_fn(|k| Self { start: data[k], dtype: dtype[k], len, layout: Layout::Contiguous });
         if len > 1 && !strides.iter().flatten().all(|strides| is_row_major(shape, strides)) {
@@ -144,17 +139,13 @@ impl View {
         self.layout == Layout::Contiguous
     }
 
-    /// Whether each loop steps over all that the loops of shorter strides reach, so that no byte is reached twice.
-    pub(crate) fn is_nested(&self) -> bool {
-        let Layout::Strided(dims) = &self.layout else { return true };
-        let mut loops: Vec<_> = dims.iter().map(|dim| (dim.stride.unsigned_abs(), dim.size)).collect();
-        loops.sort_unstable(); // in step with another tensor they may come in any order
-        let mut reach = self.dtype.size();
-        loops.into_iter().all(|(stride, size)| {
-            let fits = stride >= reach;
-            reach += (size - 1) * stride;
-            fits
-        })
+    /// The loops as (stride, size), in bytes; none where all lies in one run.
+    pub(crate) fn loops(&self) -> impl Iterator<Item = (isize, usize)> + '_ {
+        let dims = match &self.layout {
+            Layout::Contiguous => &[],
+            Layout::Strided(dims) => &**dims,
+        };
+        dims.iter().map(|dim| (dim.stride, dim.size))
     }
 
     /// Calls `visit(offset, count, stride)` for the runs, all in bytes but the count, that hold the elements `first .. first + count` in
@@ -180,6 +171,54 @@ impl View {
     }
 }
 
+/// No machine's memory holds more bytes. What claims to is expanded, or a mistake.
+const MOST_BYTES: usize = if usize::BITS < 64 { isize::MAX as usize } else { 1 << 47 };
+
+/// The number of elements of a tensor whose numbers make sense: it has that many in less than [`MOST_BYTES`], and they lie less than that
+/// apart and in the address space.
+fn checked(data: *mut u8, item: usize, shape: &[i64], strides: Option<&[i64]>) -> Result<usize, Problem> {
+    if strides.is_some_and(|strides| strides.len() < shape.len()) {
+        return Err(Problem::Malformed);
+    }
+    let (mut len, mut empty) = (1_usize, false);
+    for &size in shape {
+        match usize::try_from(size) {
+            Ok(0) => empty = true,
+            Ok(size) => len = len.saturating_mul(size),
+            Err(_) => return Err(Problem::Malformed),
+        }
+    }
+    if empty {
+        return Ok(0);
+    }
+    if data.is_null() {
+        return Err(Problem::NullData);
+    }
+    let bytes = len.saturating_mul(item);
+    if bytes > MOST_BYTES {
+        return Err(Problem::TooLarge);
+    }
+    // How far elements reach below and above the beginning of the first.
+    let (below, above) = match strides {
+        Some(strides) if !is_row_major(shape, strides) => reach(item, shape, strides).ok_or(Problem::Malformed)?,
+        _ => (0, bytes),
+    };
+    let start = data as usize;
+    if below <= start && start.checked_add(above).is_some() { Ok(len) } else { Err(Problem::Malformed) }
+}
+
+/// The bytes from the lowest to the beginning of the first element, and from there to the end of the highest, if neither is too many.
+fn reach(item: usize, shape: &[i64], strides: &[i64]) -> Option<(usize, usize)> {
+    let (mut below, mut above) = (0_usize, item);
+    for (&size, &stride) in shape.iter().zip(strides).filter(|(size, _)| **size > 1) {
+        let step = usize::try_from(stride.unsigned_abs()).ok()?.checked_mul(item)?;
+        let reach = usize::try_from(size - 1).ok()?.checked_mul(step)?;
+        let side = if stride < 0 { &mut below } else { &mut above };
+        *side = side.checked_add(reach).filter(|bytes| *bytes <= MOST_BYTES + item)?;
+    }
+    Some((below, above))
+}
+
 fn is_row_major(shape: &[i64], strides: &[i64]) -> bool {
     let mut expected = 1;
     shape.iter().zip(strides).rev().all(|(&size, &stride)| {
@@ -200,7 +239,6 @@ fn row_major_strides(shape: &[i64]) -> Vec<i64> {
 /// Shape and strides (in elements of `item` bytes) of K tensors of the same shape → for each the offset of its first byte and its loops,
 /// which walk all of them in step.
 fn normalize<const K: usize>(item: [usize; K], shape: &[i64], strides: [&[i64]; K]) -> ([isize; K], [Layout; K]) {
-    assert!(strides.iter().all(|strides| strides.len() >= shape.len()), "fewer strides than dimensions");
     let mut offsets = [0; K];
     let mut loops: Vec<(usize, [isize; K])> = Vec::with_capacity(shape.len());
     for (axis, &size) in shape.iter().enumerate().filter(|(_, size)| **size != 1) {
@@ -266,15 +304,47 @@ mod tests {
     }
 
     #[test]
-    fn nesting_and_null_are_noticed() {
-        let mut base = [0.0; 4];
-        assert!(!view(&mut base, 0, &[3, 4], &[0, 1]).is_nested());
-        assert!(!view(&mut base, 0, &[2, 2], &[1, 1]).is_nested());
-        assert!(view(&mut base, 0, &[1, 4], &[0, 1]).is_nested());
-        assert!(view(&mut base, 0, &[2, 2], &[2, 1]).is_nested());
+    fn null_is_noticed() {
         // SAFETY: the view is refused, or has no elements.
         let null = |shape: &[i64]| unsafe { View::new(std::ptr::null_mut(), Dtype::F32, shape, None) };
         assert!(matches!(null(&[2]), Err(Problem::NullData)));
         assert!(null(&[0, 5]).unwrap().is_empty());
+    }
+
+    #[test]
+    fn sizes_that_make_no_sense_are_refused() {
+        let mut base = [0.0f32; 4];
+        let data: *mut u8 = base.as_mut_ptr().cast();
+        // SAFETY: nothing is read.
+        let view = |shape: &[i64], strides: Option<&[i64]>| unsafe { View::new(data, Dtype::F32, shape, strides) };
+        let most = MOST_BYTES as i64 / 4;
+        assert_eq!(view(&[most], Some(&[0])).unwrap().len(), most as usize);
+        for shape in [&[most + 1][..], &[1 << 24, 1 << 24], &[1 << 31, 1 << 31], &[1 << 32, 1 << 32], &[i64::MAX; 9]] {
+            assert_eq!(view(shape, None), Err(Problem::TooLarge));
+            assert_eq!(view(shape, Some(&[0; 9])), Err(Problem::TooLarge));
+        }
+        for (shape, strides) in [
+            (&[-1][..], &[1][..]),
+            (&[0, -1], &[1, 1]),
+            (&[i64::MIN, 2], &[1, 1]),
+            (&[2, 2], &[1]),
+            (&[2], &[]),
+            (&[2], &[i64::MAX]),
+            (&[2], &[i64::MIN]),
+            (&[3, 3], &[i64::MAX / 8, i64::MAX / 8]),
+            (&[2, 2], &[1 << 45, 1 << 45]),
+            (&[2, 2], &[-(1 << 46), 1 << 44]),
+        ] {
+            assert_eq!(view(shape, Some(strides)), Err(Problem::Malformed), "{shape:?} {strides:?}");
+        }
+        // Where nothing is reached, strides do not matter.
+        assert!(view(&[1, 2], Some(&[i64::MIN, 1])).unwrap().is_contiguous());
+        assert!(view(&[1 << 40, 0, 1 << 40], Some(&[i64::MAX, 1, 1])).unwrap().is_empty());
+        // SAFETY: refused.
+        let at =
+            |address: usize, strides: &[i64]| unsafe { View::new(ptr::without_provenance_mut(address), Dtype::F32, &[5], Some(strides)) };
+        assert_eq!(at(usize::MAX - 15, &[1]), Err(Problem::Malformed), "beyond the end of the address space");
+        assert_eq!(at(15, &[-1]), Err(Problem::Malformed), "before its beginning");
+        assert!(at(16, &[-1]).is_ok());
     }
 }

@@ -52,7 +52,7 @@ fn pattern(dtype: Dtype, numbers: Numbers, random: &mut Random) -> u64 {
         Numbers::Ordinary => bias - 8 + random.bits() % 16,
         Numbers::Finite => random.bits() % largest,
         // One in 500 is not finite, so that sums differ by more than by that.
-        Numbers::Any if random.bits() % 500 == 0 => largest,
+        Numbers::Any if random.bits().is_multiple_of(500) => largest,
         Numbers::Any => random.bits() % largest,
     };
     bits & !(largest << significand) | exponent << significand
@@ -120,7 +120,7 @@ fn products(x: Dtype, y: Dtype, team: Team) -> u64 {
     let found = [Numbers::Ordinary, Numbers::Finite].into_iter().flat_map(|numbers| {
         let (xs, ys) = (tensors(x, numbers, 3), tensors(y, numbers, 4));
         let pairs = Pairs::new(xs.iter().zip(&ys).map(|(x, y)| x.view_with(y)).collect());
-        let products = dot(&std::sync::Arc::new(pairs), team);
+        let products = dot(&pairs, team);
         [products.xy.value(), products.xx.norm(), products.yy.norm(), products.cosine()]
     });
     Digest::new().numbers(found.collect::<Vec<_>>()).0
@@ -147,7 +147,7 @@ fn steps(dtype: Dtype, momentum: bool, numbers: Descend, team: Team) -> u64 {
         let [x, g] = Tensor::views_of([x, g]);
         [x.clone(), normclip_core::View::none(x.dtype()), g]
     });
-    let updates = std::sync::Arc::new(Updates::new(triples.collect()).unwrap());
+    let updates = Updates::new(triples.collect()).unwrap();
     // SAFETY: the tensors are ours.
     unsafe { update(&updates, move |_| numbers, team) };
     Digest::new().tensors(xs.iter().chain(&vs)).0
@@ -174,7 +174,7 @@ fn digests(team: Team) -> String {
         line("scale to subnormal", dtype.name(), mapped(dtype, Scale { coefficient: 1.7e-41 }, team));
         line("clamp", dtype.name(), mapped(dtype, Clamp { limit: 0.71 }, team));
         line("zero nonfinite", dtype.name(), mapped(dtype, ZeroNonfinite, team));
-        let plain = Descend { coefficient: 0.37, lr: 0.1, momentum: 0.0, nesterov: false, weight_decay: 0.0 };
+        let plain = Descend { coefficient: 0.37, lr: 0.1, momentum: 0.0, dampening: 0.0, nesterov: false, weight_decay: 0.0 };
         line("sgd", dtype.name(), steps(dtype, false, plain, team));
         let full = Descend { momentum: 0.9, nesterov: true, weight_decay: 0.01, ..plain };
         line("sgd nesterov decay", dtype.name(), steps(dtype, true, full, team));

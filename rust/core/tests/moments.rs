@@ -130,7 +130,7 @@ fn each_tensor_has_its_own_total() {
         .collect();
     let mut views: Vec<_> = tensors.iter().map(Tensor::view).collect();
     views.push(tensors[3].view_reversed());
-    let list = Tensors::new(views, Access::Read).unwrap().into();
+    let list = Tensors::new(views, Access::Read).unwrap();
     for team in teams() {
         let totals = reduce(&list, SumOf(Abs), team);
         for (tensor, total) in tensors.iter().zip(&totals) {

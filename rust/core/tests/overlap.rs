@@ -160,6 +160,35 @@ fn an_expanded_tensor_is_not_said_to_overlap_its_neighbour() {
     assert_eq!(error, TensorError { index: 1, problem: Problem::Expanded });
 }
 
+/// What would take a bit for each of some terabytes, and half a million pairs.
+#[test]
+fn large_strided_tensors_are_told_apart_by_their_strides() {
+    const COLUMNS: i64 = 1000;
+    let base = ptr::without_provenance_mut::<u8>(1 << 40);
+    // SAFETY: descriptions alone: nothing is read or written.
+    let part = |offset: i64, shape: &[i64], strides: &[i64]| unsafe {
+        View::new(base.wrapping_offset(4 * offset as isize), Dtype::F32, shape, Some(strides)).unwrap()
+    };
+    let check = |views: Vec<View>| Tensors::new(views, Access::Write).map(drop).map_err(|error| error.problem);
+    let column = |k: i64, width: i64| part(k << 10, &[1 << 20, width], &[COLUMNS << 10, 1]);
+    assert_eq!(check((0..COLUMNS).rev().map(|k| column(k, 1 << 10)).collect()), Ok(()));
+    let wide = (0..COLUMNS).map(|k| column(k, if k == 400 { (1 << 10) + 1 } else { 1 << 10 })).collect();
+    assert_eq!(check(wide), Err(Problem::Overlaps(400)));
+    let planes = |k: i64| part(k, &[1 << 10, 1 << 10, 1 << 10], &[1 << 30, 1 << 15, 8]);
+    assert_eq!(check((0..8).map(planes).collect()), Ok(()), "every eighth");
+    assert!(check((0..9).map(planes).collect()).is_err());
+    // The widest strides differ, and the one has odd elements, the other even ones.
+    assert_eq!(check(vec![part(0, &[1 << 20, 50], &[100, 2]), part(1, &[1 << 20, 51], &[102, 2])]), Ok(()));
+    assert!(check(vec![part(0, &[1 << 20, 50], &[100, 2]), part(1, &[1 << 20, 51], &[103, 2])]).is_err());
+}
+
+#[test]
+fn a_tensor_may_be_listed_many_times() {
+    let same = Part { dtype: Dtype::F32, shape: vec![8], strides: vec![1], origin: 0 };
+    let tensors = listed(&vec![same; 200_000], Access::Write).unwrap();
+    assert_eq!((tensors.len(), tensors.repetitions().len()), (8, 199_999));
+}
+
 #[test]
 fn elements_without_memory_are_refused() {
     // SAFETY: refused, or without elements.

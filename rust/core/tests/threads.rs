@@ -79,7 +79,8 @@ impl Map for Meeting {
 
 /// Fails unless so many threads work at the same time.
 fn all_join(threads: usize) {
-    let tensor = Tensor::dense(Dtype::F64, threads * BLOCK, 0);
+    // A mebibyte for each, so that all are wanted.
+    let tensor = Tensor::dense(Dtype::F64, 2 * threads * BLOCK, 0);
     let meeting = Meeting { complete: BEGUN.load(Ordering::SeqCst) + threads };
     // SAFETY: the tensor is this thread's own, and nothing is changed.
     let missed = unsafe { apply(&to_write([&tensor]), meeting, team(threads, alone().isa)) };
