@@ -47,7 +47,7 @@ def check_number(name: str, value: Any, expected: str = "a number", *, text: boo
     """
     try:
         if isinstance(value, (str, bytes)) and not text:
-            raise TypeError
+            raise ValueError
         return float(value)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # the last is torch's
         if isinstance(value, type):
