@@ -116,7 +116,7 @@ class ClippedSGD(ClippedOptimizer):
         if nesterov and (momentum == 0.0 or dampening != 0.0):
             raise ValueError("nesterov needs a momentum above 0 and a dampening of 0")
         if differentiable:
-            raise ValueError("differentiable is True, which is not supported: use torch.optim.SGD to differentiate through a step")
+            raise ValueError("differentiable is True: use torch.optim.SGD to differentiate through a step")
         return Settings(lr, momentum, dampening, weight_decay, nesterov, maximize)
 
     @staticmethod
