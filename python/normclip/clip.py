@@ -58,10 +58,10 @@ def clip_(tensors: Tensors, rule: Rule | float, ord: float = 2.0) -> torch.Tenso
     """
     rule = as_rule("rule", rule)
     ord = check_order("ord", ord)
-    taken = collect(tensors, writable=rule.writes)
-    norm = taken.norm(ord)
-    _clip(taken, rule, norm)
-    return as_given(norm, taken)
+    batch = collect(tensors, writable=rule.writes)
+    norm = batch.norm(ord)
+    _clip(batch, rule, norm)
+    return as_given(norm, batch)
 
 
 def scale_(tensors: Tensors, factor: float) -> None:
@@ -87,9 +87,9 @@ def scale_(tensors: Tensors, factor: float) -> None:
     factor = check_number("factor", factor)
     if not math.isfinite(factor):
         raise ValueError(f"factor is {factor}: pass a finite number")
-    taken = collect(tensors, writable=True)
+    batch = collect(tensors, writable=True)
     if factor != 1.0:
-        mark_written(taken.scale_(factor))
+        mark_written(batch.scale_(factor))
 
 
 def clamp_(tensors: Tensors, limit: float) -> None:
@@ -193,24 +193,24 @@ def clip_grad_norm_(
         parameters = list(parameters)
         if not parameters:
             warnings.warn("`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=2)
-    taken = collect_grads(parameters, writable=rule.writes, process_groups=process_groups)
-    norm = taken.norm(norm_type)
+    batch = collect_grads(parameters, writable=rule.writes, process_groups=process_groups)
+    norm = batch.norm(norm_type)
     if error_if_nonfinite:
-        check_finite(norm, norm_type, taken, source="gradients from `parameters`")
-    _clip(taken, rule, norm, epsilon)
-    return as_tensor(norm, taken)
+        check_finite(norm, norm_type, batch, source="gradients from `parameters`")
+    _clip(batch, rule, norm, epsilon)
+    return as_tensor(norm, batch)
 
 
-def _clip(taken: Batch, rule: Rule, norm: AnyNorm, epsilon: float = 0.0) -> None:
+def _clip(batch: Batch, rule: Rule, norm: AnyNorm, epsilon: float = 0.0) -> None:
     if isinstance(rule, Hard):
         # In one step, so that on a device one kernel does it.
-        mark_written(taken.clip_(rule.max_norm, norm, epsilon))
+        mark_written(batch.clip_(rule.max_norm, norm, epsilon))
         return
     exact: Any = norm if isinstance(norm, float) else norm.exact
     with rule.applying(exact) as multiplier:
         if not isinstance(multiplier, float) or multiplier != 1.0:
-            taken.check_unchanged()  # the rule may be anybody's
-            mark_written(taken.scale_(multiplier))
+            batch.check_unchanged()  # the rule may be anybody's
+            mark_written(batch.scale_(multiplier))
 
 
 def clip_grads_with_norm_(parameters: Parameters, max_norm: float, total_norm: torch.Tensor | float, foreach: bool | None = None) -> None:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 
 from normclip._arguments import Parameters
-from normclip._backends import NORMS, failing_together
+from normclip._backends import NORMS, sharing_errors
 from normclip._results import mark_written
 from normclip.rules import Hard, Rule, as_rule
-from normclip.statistics import Groups, Stats, assign, check_groups, measure, named, take_grads
+from normclip.statistics import Groups, Stats, assign, check_groups, collect_named, measure, named
 
 if TYPE_CHECKING:
     import torch
@@ -110,15 +110,15 @@ def clip_grads_(
 
     check_groups(groups, process_groups)
     pairs = named(parameters)
-    taken, names = take_grads(pairs, writable=True, process_groups=process_groups)
-    with failing_together(taken):
+    batch, names = collect_named(pairs, writable=True, process_groups=process_groups)
+    with sharing_errors(batch):
         if nonfinite == "zero":
-            taken.check_elementwise()
+            batch.check_elementwise()
         members = assign(groups, [name for name, _ in pairs])
         unknown = [group for group in rules if group not in (members or ())]
         if unknown:
             raise ValueError(f"limits names the groups {unknown}, and there are {list(members or ()) or 'none: pass groups'}")
-    stats, table, member_of = measure(taken, names, per_tensor=per_tensor, orders=(), groups=members, finite_only=nonfinite == "zero")
+    stats, table, member_of = measure(batch, names, per_tensor=per_tensor, orders=(), groups=members, finite_only=nonfinite == "zero")
 
     nans, infs = table[:, 2], table[:, 3]
     affected = np.flatnonzero(nans + infs)
@@ -140,13 +140,13 @@ def clip_grads_(
         coefficient = coefficient_of(stats.moments, rule)
         coefficients = {group: coefficient_of(moments, rules.get(group)) for group, moments in stats.groups.items()}
         if not all(isinstance(each, Hard) for each in (rule, *rules.values()) if each is not None):
-            taken.check_unchanged()  # the code of a user's rule has run since the gradients were checked
+            batch.check_unchanged()  # the code of a user's rule has run since the gradients were checked
         if found_inf and nonfinite == "zero":
-            mark_written(taken.zero_nonfinite_(affected.tolist()))
+            mark_written(batch.zero_nonfinite_(affected.tolist()))
         if coefficient != 1.0:
-            mark_written(taken.scale_(coefficient))
+            mark_written(batch.scale_(coefficient))
         elif any(coefficient != 1.0 for coefficient in coefficients.values()):
-            mark_written(taken.scale_each_([None if coefficients[group] == 1.0 else coefficients[group] for group in member_of]))
+            mark_written(batch.scale_each_([None if coefficients[group] == 1.0 else coefficients[group] for group in member_of]))
     return Clipped(
         norm=getattr(stats, NORMS[norm_type]),
         coefficient=coefficient,

@@ -102,8 +102,8 @@ def total_norm(tensors: Tensors, ord: float = 2.0, *, group: ProcessGroup | Sequ
         group = dist.group.WORLD
         if group is None:
             raise ValueError("there is no process group: call torch.distributed.init_process_group first")
-    taken = collect(tensors, process_groups=list(group) if isinstance(group, Sequence) else [group])
-    return as_tensor(taken.norm(ord), taken)
+    batch = collect(tensors, process_groups=list(group) if isinstance(group, Sequence) else [group])
+    return as_tensor(batch.norm(ord), batch)
 
 
 @dataclass(frozen=True)

@@ -53,8 +53,8 @@ def total_norm(tensors: Tensors, ord: float = 2.0) -> torch.Tensor | float:
         7.0
     """
     ord = check_order("ord", ord)
-    taken = collect(tensors)
-    return as_given(taken.norm(ord), taken)
+    batch = collect(tensors)
+    return as_given(batch.norm(ord), batch)
 
 
 def get_total_norm(
@@ -91,8 +91,8 @@ def get_total_norm(
         tensor(5.)
     """
     norm_type = check_order("norm_type", norm_type)
-    taken = collect(tensors, process_groups=process_groups)
-    norm = taken.norm(norm_type)
+    batch = collect(tensors, process_groups=process_groups)
+    norm = batch.norm(norm_type)
     if error_if_nonfinite:
-        check_finite(norm, norm_type, taken, source="gradients from `tensors`")
-    return as_tensor(norm, taken)
+        check_finite(norm, norm_type, batch, source="gradients from `tensors`")
+    return as_tensor(norm, batch)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from normclip._arguments import Parameters, Tensors, check_order
-from normclip._backends import Batch, collect, collect_grads, failing_together, listed
+from normclip._backends import Batch, collect, collect_grads, listed, sharing_errors
 from normclip._core import Moments
 
 if TYPE_CHECKING:
@@ -171,11 +171,11 @@ def stats(
         b        1      0     0     0   4   4     4      4         4            1        1
     """
     orders = [check_order("norms", order) for order in norms]
-    taken = collect(tensors)
-    with failing_together(taken):
-        names = _named(taken, names)
+    batch = collect(tensors)
+    with sharing_errors(batch):
+        names = _named(batch, names)
         members = assign(groups, names)
-    return measure(taken, names, per_tensor=per_tensor, orders=orders, groups=members)[0]
+    return measure(batch, names, per_tensor=per_tensor, orders=orders, groups=members)[0]
 
 
 def grad_stats(
@@ -215,10 +215,10 @@ def grad_stats(
     orders = [check_order("norms", order) for order in norms]
     check_groups(groups, process_groups)
     pairs = named(parameters)
-    taken, names = take_grads(pairs, writable=False, process_groups=process_groups)
-    with failing_together(taken):
+    batch, names = collect_named(pairs, writable=False, process_groups=process_groups)
+    with sharing_errors(batch):
         members = assign(groups, [name for name, _ in pairs])
-    return measure(taken, names, per_tensor=per_tensor, orders=orders, groups=members)[0]
+    return measure(batch, names, per_tensor=per_tensor, orders=orders, groups=members)[0]
 
 
 def check_groups(groups: Groups | None, process_groups: Sequence[ProcessGroup] | None) -> None:
@@ -237,7 +237,7 @@ def named(parameters: torch.nn.Module | Parameters | Iterable[tuple[str, torch.n
     return [item if isinstance(item, tuple) else (str(position), item) for position, item in enumerate(given)]
 
 
-def take_grads(
+def collect_named(
     parameters: torch.nn.Module | Parameters | Iterable[tuple[str, torch.nn.Parameter]],
     *,
     writable: bool,
@@ -245,12 +245,12 @@ def take_grads(
 ) -> tuple[Batch, tuple[str, ...]]:
     """The gradients of a module, of parameters or of named parameters, with their names."""
     pairs = named(parameters)
-    taken = collect_grads([parameter for _, parameter in pairs], writable=writable, process_groups=process_groups)
-    return taken, tuple(pairs[position][0] for position in taken.positions)
+    batch = collect_grads([parameter for _, parameter in pairs], writable=writable, process_groups=process_groups)
+    return batch, tuple(pairs[position][0] for position in batch.positions)
 
 
 def measure(
-    taken: Batch,
+    batch: Batch,
     names: tuple[str, ...],
     *,
     per_tensor: bool,
@@ -264,21 +264,21 @@ def measure(
     """
     member_of: list[str] = []
     if groups is None:
-        moments, grouped, raw = taken.statistics(finite_only=finite_only)
+        moments, grouped, raw = batch.statistics(finite_only=finite_only)
     else:
         group_at = {position: group for group, positions in groups.items() for position in positions}
-        member_of = [group_at[position] for position in taken.positions]
+        member_of = [group_at[position] for position in batch.positions]
         numbers = {group: number for number, group in enumerate(groups)}
-        moments, grouped, raw = taken.statistics([numbers[group] for group in member_of], finite_only=finite_only)
+        moments, grouped, raw = batch.statistics([numbers[group] for group in member_of], finite_only=finite_only)
         grouped = [*grouped, *[Moments()] * (len(groups) - len(grouped))]  # after the last that has tensors
     table = whole = np.frombuffer(raw).reshape(-1, len(_FIGURES))
-    if per_tensor and (each := getattr(taken, "each", None)) is not None:
+    if per_tensor and (each := getattr(batch, "each", None)) is not None:
         # The table has this rank's shards.
         whole = np.array([list(_figures(moments).values()) for moments in each()], np.float64).reshape(-1, len(_FIGURES))
     found = Stats(
         **_figures(moments),
         moments=moments,
-        norms={order: float(taken.norm(order)) for order in orders},
+        norms={order: float(batch.norm(order)) for order in orders},
         groups=dict(zip(groups or (), grouped, strict=True)),
         per_tensor=PerTensor(names, *whole.T) if per_tensor else None,
     )
@@ -315,9 +315,9 @@ def assign(groups: Groups | None, names: Sequence[str]) -> dict[str, list[int]] 
     return members
 
 
-def _named(taken: Batch, names: Sequence[str] | None) -> tuple[str, ...]:
+def _named(batch: Batch, names: Sequence[str] | None) -> tuple[str, ...]:
     if names is None:
-        return tuple(map(str, range(len(taken))))
-    if len(names) != len(taken):
-        raise ValueError(f"{len(names)} names for {len(taken)} tensors: pass one for each")
+        return tuple(map(str, range(len(batch))))
+    if len(names) != len(batch):
+        raise ValueError(f"{len(names)} names for {len(batch)} tensors: pass one for each")
     return tuple(names)

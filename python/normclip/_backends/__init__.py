@@ -3,7 +3,7 @@
 The rest of the package imports from here, and from no module below. The architecture document has a line for each of these modules.
 """
 
-from normclip._backends.choose import collect, collect_grads, dot, failing_together, optimizer_step
+from normclip._backends.choose import collect, collect_grads, dot, optimizer_step, sharing_errors
 from normclip._backends.local import listed
 from normclip._backends.protocol import NORMS, AnyNorm, Batch, Member, Norm, Settings, Step
 
@@ -18,7 +18,7 @@ __all__ = [
     "collect",
     "collect_grads",
     "dot",
-    "failing_together",
     "listed",
     "optimizer_step",
+    "sharing_errors",
 ]

@@ -131,7 +131,7 @@ def _has_shards(given: Any, attribute: str | None = None) -> bool:
 
 
 @contextmanager
-def failing_together(batch: Batch) -> Iterator[None]:
+def sharing_errors(batch: Batch) -> Iterator[None]:
     """Report an error of the ``with`` block to the other ranks, which would otherwise wait in their next collective for this rank.
 
     All of them raise then. Where no ranks share the tensors of the batch, this does nothing.

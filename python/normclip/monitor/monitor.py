@@ -16,7 +16,7 @@ from normclip.clip import clip_grad_norm_
 from normclip.clip_grads import Clipped, Nonfinite, clip_grads_
 from normclip.monitor.sinks import Figures, Sink
 from normclip.rules import Hard, Rule
-from normclip.statistics import Groups, Stats, grad_stats, measure, named, take_grads
+from normclip.statistics import Groups, Stats, collect_named, grad_stats, measure, named
 
 if TYPE_CHECKING:
     import torch
@@ -157,16 +157,16 @@ class GradMonitor:
             self._end_step(None, {})
             return total_norm
         # Writable from the start if there is a limit, so that a gradient that cannot be written is refused before the first collective.
-        taken, names = take_grads(self._pairs(parameters), writable=limit < math.inf)
+        batch, names = collect_named(self._pairs(parameters), writable=limit < math.inf)
         orders = () if order in NORMS else (order,)
-        stats, _, _ = measure(taken, names, per_tensor=self.layers, orders=orders, groups=None)
+        stats, _, _ = measure(batch, names, per_tensor=self.layers, orders=orders, groups=None)
         norm = stats.norms[order] if orders else getattr(stats, NORMS[order])
         if error_if_nonfinite:
-            check_finite(norm, order, taken, source="gradients from `parameters`")
-        mark_written(taken.clip_(limit, norm, TORCH_EPSILON))
+            check_finite(norm, order, batch, source="gradients from `parameters`")
+        mark_written(batch.clip_(limit, norm, TORCH_EPSILON))
         clip = {} if limit == math.inf else _clip_figures(norm, {"": (Hard(limit).multiplier(norm + TORCH_EPSILON), limit)})
         device = next((parameter.grad.device for parameter in parameters if parameter.grad is not None), "cpu")
-        total_norm = as_tensor(norm, taken).to(device)
+        total_norm = as_tensor(norm, batch).to(device)
         self._end_step(stats, clip)
         return total_norm
 

@@ -12,7 +12,7 @@ from normclip._arguments import Parameters, check_not_negative, check_positive
 from normclip._results import mark_written
 from normclip.clip_grads import Clipped
 from normclip.rules import Hard
-from normclip.statistics import measure, take_grads
+from normclip.statistics import collect_named, measure
 from normclip.thresholds.policy import Policy, as_norm, check_share
 
 if TYPE_CHECKING:
@@ -96,10 +96,10 @@ class AdaGC(Policy):
             TypeError: As for :func:`normclip.clip_grad_norm_`.
             ValueError: A gradient cannot be written, or two parameters have one name. Nothing has changed.
         """
-        taken, names = take_grads(parameters, writable=True)
+        batch, names = collect_named(parameters, writable=True)
         if len(set(names)) != len(names):
             raise ValueError("two parameters have the same name: pass each with a name of its own")
-        stats, _, _ = measure(taken, names, per_tensor=True, orders=(), groups=None)
+        stats, _, _ = measure(batch, names, per_tensor=True, orders=(), groups=None)
         assert stats.per_tensor is not None
         norms = dict(zip(names, stats.per_tensor.l2.tolist(), strict=True))
 
@@ -116,7 +116,7 @@ class AdaGC(Policy):
             else:
                 averages[name] = self.beta * average + (1.0 - self.beta) * clipped
         if any(coefficient != 1.0 for coefficient in coefficients.values()):
-            mark_written(taken.scale_each_([None if coefficients[name] == 1.0 else coefficients[name] for name in names]))
+            mark_written(batch.scale_each_([None if coefficients[name] == 1.0 else coefficients[name] for name in names]))
         self._steps, self._norms = self._steps + 1, averages
         return Clipped(
             norm=stats.l2,
