@@ -1,7 +1,7 @@
-"""Lists of tensors that are not, or not all, in CPU memory: one part a device, each with its backend, and their results put together.
+"""Batches of tensors that are not all in CPU memory: splits a list into one part for each device, and merges the parts' results.
 
-Tensors that lie in one run of memory are read and written where they are. Others (columns of a matrix, say) are read through a contiguous
-copy, which is copied back when it was changed. Norms other than 2 of complex tensors are taken of a copy of their moduli.
+The kernels need tensors whose elements fill one run of memory. Others, such as columns of a matrix, are measured through a contiguous copy,
+which is copied back after a change. Norms of orders other than 2, and statistics, of complex tensors are measured on a copy of the moduli.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from normclip._backends.parts import Array, Part, moved
 from normclip._backends.protocol import Norm, Served
 from normclip._core import DeviceList, Moments, TensorList
 
-# The kind of device of tensors without memory, by which DLPack knows none.
+# The kind that Rust reports for tensors without memory, for which DLPack has no device type.
 _ABSTRACT = -1
 
 
 class _CpuPart:
-    """Those in CPU memory, by Rust."""
+    """The tensors in CPU memory, measured and changed by Rust."""
 
     device = torch.device("cpu")
 
@@ -61,7 +61,7 @@ class _CpuPart:
 
 
 def _part_of(tensors: DeviceList, device: tuple[int, int, list[int]], served: Served, *, writable: bool) -> Part:
-    """The tensors of a device, with the backend that serves it best."""
+    """The part of a list on one device, which is given as its kind, its number and the indices of its tensors."""
     kind, number, indices = device
     if kind in served.rust:
         return _CpuPart(_chosen(tensors, indices), writable=writable)
@@ -69,7 +69,7 @@ def _part_of(tensors: DeviceList, device: tuple[int, int, list[int]], served: Se
         try:
             from normclip._backends.cuda import CudaPart
         except ImportError:
-            pass  # torch without Triton, as on some platforms
+            pass  # torch was built without Triton
         else:
             return CudaPart(tensors, kind, number, indices, served.tuning)
     from normclip._backends.plain import TorchPart
@@ -91,7 +91,7 @@ class DeviceBatch:
 
     @property
     def is_torch(self) -> bool:
-        """Whether norms are torch tensors. Those that stay on a device always are."""
+        """Always true: norms that stay on a device are torch tensors."""
         return True
 
     @property
@@ -150,7 +150,7 @@ class DeviceBatch:
 
     def zero_nonfinite_(self, indices: list[int]) -> list[Any]:
         self.check_elementwise()
-        # Only where something is not finite is anything written, so the others need not be left out.
+        # Other tensors are not written, as they have no non-finite elements, so the indices serve for the result only.
         self._write(lambda part, _: part.zero_nonfinite_())
         return _chosen(self._tensors, indices)
 
@@ -162,27 +162,27 @@ class DeviceBatch:
 
     def _write(self, change: Callable[[Part, list[int]], None]) -> list[Any]:
         with self._writable() as tensors:
-            # First what may still fail: operations of other people's tensors.
+            # Tensors without memory come first, as operations of tensor subclasses may raise, and then nothing else has changed.
             for part, indices in sorted(self._parts(tensors, writable=True), key=lambda part: not getattr(part[0], "abstract", False)):
                 change(part, indices)
         return self._tensors.torch_tensors
 
-    # ---- Memory that the kernels do not walk ----
+    # ---- Copies of tensors that the kernels cannot read ----
 
     @cached_property
     def _scattered(self) -> list[int]:
-        """The tensors that cannot be read and written where they are."""
+        """The indices of tensors on devices whose elements do not fill one run of aligned memory."""
         return self._away(self._tensors.scattered)
 
     def _away(self, indices: list[int]) -> list[int]:
-        """Those that are on devices."""
+        """Those of these tensors that Rust does not serve."""
         if not indices:
             return []
         at_home = {index for kind, _, members in self._tensors.devices if kind in self._served.rust for index in members}
         return [index for index in indices if index not in at_home]
 
     def _copies(self) -> dict[int, torch.Tensor]:
-        # A copy always: what is contiguous may still begin off the border of its element type.
+        # Not `contiguous()`, which would return a contiguous tensor itself, although its address may not be a multiple of the element size.
         return {index: self._tensor(index).clone(memory_format=torch.contiguous_format) for index in self._scattered}
 
     def _read(self, *, moduli: bool) -> Iterator[tuple[Part, list[int]]]:
@@ -219,14 +219,14 @@ class DeviceBatch:
 
 
 def _joined(norms: list[torch.Tensor], order: float, dtype: torch.dtype) -> Norm:
-    """The norm of a vector from the norms of its parts, on the device of the first."""
+    """The norm of a vector from the norms of its parts, on the device of the first part."""
     each = torch.stack([moved(norm, norms[0].device, norms[0].dtype) for norm in norms])
     if order in (0.0, 1.0):
         exact = each.sum()
     elif order in (math.inf, -math.inf):
         exact = each.max() if order > 0.0 else each.min()
     else:
-        # Relative to the part that counts most, so that no power overflows. 0, inf and NaN are their own norm.
+        # Powers are taken relative to the part with the largest power, so that none overflows. A scale of 0, inf or NaN is the norm itself.
         scale = each.max() if order > 0.0 else each.min()
         usable = torch.isfinite(scale) & (scale > 0.0)
         exact = torch.where(usable, scale * (each / torch.where(usable, scale, 1.0)).pow(order).sum().pow(1.0 / order), scale)
@@ -249,7 +249,7 @@ def dot(xs: DeviceList, ys: DeviceList, served: Served) -> tuple[torch.Tensor, t
             raise ValueError(f"{both} are on {x.device} and {y.device}: move one to the other")
         memory = (*(key for side in (x, y) for key in (side.data_ptr(), side.stride(), side.dtype)), x.shape, x.device)
         if x.numel() > 0:
-            pairs.setdefault(memory, _in_step(x, y))
+            pairs.setdefault(memory, _aligned(x, y))
     if not pairs:
         zero = torch.zeros((), dtype=torch.float64, device=sides[0][0].device)
         return zero, zero, zero, torch.full_like(zero, math.nan)
@@ -277,8 +277,8 @@ def _dense(tensors: DeviceList, name: str) -> list[torch.Tensor]:
     return dense
 
 
-def _in_step(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same pair of one real element type, whose elements lie in the same order and on the same borders of vectors."""
+def _aligned(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The pair converted to one real element type, the same order of elements in memory, and addresses equal modulo 16 bytes."""
     dtype = torch.promote_types(x.dtype, y.dtype)
     x, y = x.to(dtype), y.to(dtype)
     if x.is_complex():
