@@ -156,7 +156,7 @@ def patch_torch(monitor: GradMonitor | None = None) -> Patch:
     return Patch(monitor).__enter__()
 
 
-def tells(monitor: GradMonitor) -> bool:
+def logs_to(monitor: GradMonitor) -> bool:
     """Whether this monitor was given to :func:`patch_torch`."""
     return any(patch.monitor is monitor for patch in tuple(_active))
 

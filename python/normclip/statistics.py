@@ -60,7 +60,7 @@ class Stats:
         rms: :math:`\|x\|_2 / \sqrt N`.
         mean_abs: :math:`\|x\|_1 / N`.
         sign_cosine: :math:`\cos(\operatorname{sign} x, x) = \|x\|_1 / (\sqrt{N - \text{zeros}}\, \|x\|_2)`; NaN for a zero or non-finite x.
-        density: :math:`\|x\|_1^2 / (N \|x\|_2^2)` (Bernstein et al. 2018); NaN likewise.
+        density: :math:`\|x\|_1^2 / (N \|x\|_2^2)` (Bernstein et al. 2018); NaN for a zero or non-finite x.
         moments: The moments that these figures are derived from. They can be merged with those of other tensors.
         norms: The norms of further orders that were requested.
         groups: The moments of each group that was requested, and of the group "rest" if it has members. A group without tensors has the

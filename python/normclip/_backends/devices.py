@@ -175,7 +175,7 @@ class DeviceBatch:
         return self._away(self._tensors.scattered)
 
     def _away(self, indices: list[int]) -> list[int]:
-        """Those of these tensors that Rust does not serve."""
+        """The indices among these whose tensors Rust does not serve."""
         if not indices:
             return []
         at_home = {index for kind, _, members in self._tensors.devices if kind in self._served.rust for index in members}

@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 from normclip.integrations._steps import Steps
 from normclip.monitor import GradMonitor
-from normclip.patch import tells
+from normclip.patch import logs_to
 from normclip.rules import Rule
 
 
@@ -45,8 +45,8 @@ class GradMonitorCallback(TrainerCallback):
         self._end()
         if self.rule is not None and args.max_grad_norm:
             raise ValueError("both GradMonitorCallback and the Trainer clip: leave out rule, or pass max_grad_norm=0 to TrainingArguments")
-        if self.rule is not None and tells(self.monitor):
-            raise ValueError("the monitor is told by patch_torch, and by GradMonitorCallback with a rule: choose one")
+        if self.rule is not None and logs_to(self.monitor):
+            raise ValueError("both patch_torch and GradMonitorCallback with a rule log to the monitor: choose one")
         if owner := _owner_of_gradients(args, others["model"]):
             raise ValueError(f"{owner} clips by itself, where GradMonitorCallback finds no gradients before it: leave out the callback")
         if not state.is_world_process_zero:

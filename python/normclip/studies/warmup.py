@@ -251,7 +251,7 @@ def _share(factors: Sequence[float]) -> float:
 
 
 def _warmed(step: Step, optimizer: torch.optim.Optimizer, warmup: int) -> Step:
-    """The same step with a rate that rises linearly."""
+    """The same step, with a learning rate that rises linearly over the warm-up steps."""
     rates = [group["lr"] for group in optimizer.param_groups]
 
     def warmed(index: int, batch: Batch) -> tuple[float, float]:

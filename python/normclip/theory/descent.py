@@ -17,7 +17,7 @@ def predicted_descent(updates: Tensors, gradients: Tensors, lr: float) -> Any:
 
     Args:
         updates: The direction u of the step before the learning rate, as for :func:`normclip.dot`.
-        gradients: The gradient g, likewise.
+        gradients: The gradient g, as for :func:`normclip.dot`.
         lr: The learning rate η.
 
     Returns:
