@@ -1,4 +1,4 @@
-"""What users pass, checked."""
+"""Types of arguments, and checks that raise an error which names the argument and what to pass instead."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Tensors: TypeAlias = "SupportsDLPack | Iterable[SupportsDLPack]"
 Parameters: TypeAlias = "torch.Tensor | Iterable[torch.Tensor]"
 
 TORCH_EPSILON = 1e-6
-"""torch divides by the norm plus this, so that a norm of 0 does no harm."""
+"""The number that torch's clipping adds to the norm before dividing by it."""
 
 
 def import_torch() -> types.ModuleType:
