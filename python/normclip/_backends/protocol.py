@@ -95,5 +95,8 @@ class Step(Protocol):
     def norm(self) -> AnyNorm:
         """The L2 norm of all gradients."""
 
+    def check_unchanged(self) -> None:
+        """As for :class:`Batch`."""
+
     def step_(self, coefficient: Any, settings: list[Settings]) -> list[Any]:
         """Take it, with the gradients times the coefficient and the settings of each group. Returns the tensors to be marked as written."""

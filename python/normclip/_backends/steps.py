@@ -23,6 +23,10 @@ class DeviceStep:
     def norm(self) -> AnyNorm:
         return self._gradients.norm(2.0)
 
+    def check_unchanged(self) -> None:
+        _core.Descent.check(self._members)
+        self._gradients.check_unchanged()
+
     def step_(self, coefficient: float | Tensor, settings: list[Settings]) -> list[Any]:
         alike: dict[tuple[Any, ...], list[tuple[Tensor, Tensor, Tensor | None]]] = {}
         for number, _, parameter, gradient, buffer, new in self._members:

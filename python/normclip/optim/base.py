@@ -12,7 +12,7 @@ from torch.optim.optimizer import ParamsT
 
 from normclip._backends import Member, Settings, optimizer_step
 from normclip._results import mark_written
-from normclip.rules import Rule, as_rule
+from normclip.rules import Hard, Rule, as_rule
 
 
 class ClippedOptimizer(torch.optim.Optimizer):
@@ -88,6 +88,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
 
         Raises:
             TypeError, ValueError: As for the class; nothing has changed.
+            RuntimeError: The rule has given a tensor other memory. Nothing has changed.
         """
         loss = None
         if closure is not None:
@@ -104,6 +105,8 @@ class ClippedOptimizer(torch.optim.Optimizer):
         norm = taken.norm()
         exact = cast(Any, norm if isinstance(norm, float) else norm.exact)
         with self.rule.applying(exact) as coefficient:
+            if not isinstance(self.rule, Hard):
+                taken.check_unchanged()  # the rule may be anybody's
             mark_written(taken.step_(coefficient, settings))
         self.last_norm, self.last_coefficient = exact, coefficient
         for _, _, parameter, _, buffer, new in members:
