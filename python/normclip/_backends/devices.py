@@ -102,6 +102,10 @@ class DeviceBatch:
     def positions(self) -> list[int]:
         return self._taken.positions
 
+    @property
+    def is_empty(self) -> bool:
+        return not any(math.prod(getattr(tensor, "shape", (1,))) for tensor in self._taken.objects)
+
     def __len__(self) -> int:
         return len(self._taken)
 

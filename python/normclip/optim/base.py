@@ -101,6 +101,9 @@ class ClippedOptimizer(torch.optim.Optimizer):
             for place, parameter in enumerate(group["params"])
             if parameter.grad is not None
         ]
+        if not members:
+            self.last_norm, self.last_coefficient = 0.0, 1.0  # and the rule is not asked
+            return loss
         taken = optimizer_step(members)
         norm = taken.norm()
         exact = cast(Any, norm if isinstance(norm, float) else norm.exact)
