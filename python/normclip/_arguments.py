@@ -41,13 +41,15 @@ def import_torch() -> types.ModuleType:
     return torch
 
 
-def check_number(name: str, value: Any, expected: str = "a number") -> float:
-    """A number, or what can be converted to one, as a float.
+def check_number(name: str, value: Any, expected: str = "a number", *, text: bool = False) -> float:
+    """A number, or what can be converted to one, as a float. Text only where torch takes it, too.
 
     Raises:
         TypeError, ValueError: It cannot be; the message names it.
     """
     try:
+        if isinstance(value, (str, bytes)) and not text:
+            raise ValueError
         return float(value)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # the last is torch's
         if isinstance(value, type):
@@ -67,7 +69,7 @@ def check_order(name: str, value: float) -> float:
     Raises:
         TypeError, ValueError: It is no number, or NaN.
     """
-    value = check_number(name, value, "a number, inf or -inf")
+    value = check_number(name, value, "a number, inf or -inf", text=True)
     if math.isnan(value):
         raise ValueError(f"{name} is NaN: pass a number, inf or -inf")
     return value
@@ -79,7 +81,7 @@ def check_limit(name: str, value: float) -> float:
     Raises:
         TypeError, ValueError: It is no number, negative or NaN.
     """
-    value = check_number(name, value)
+    value = check_number(name, value, text=True)
     if not value >= 0.0:
         raise ValueError(f"{name} is {value}: pass a number that is not negative, or inf for no limit")
     return abs(value)  # a coefficient of -0 would turn signs round
