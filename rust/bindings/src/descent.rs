@@ -17,6 +17,9 @@ use crate::threads::detached;
 /// A parameter: its group and its place there, the tensor, its gradient, its momentum buffer, if there is one, and whether that is new.
 type Member<'py> = (usize, usize, Bound<'py, PyAny>, Bound<'py, PyAny>, Option<Bound<'py, PyAny>>, bool);
 
+/// A parameter, its momentum buffer, if there is one, and its gradient.
+type Held = (Py<PyAny>, Option<Py<PyAny>>, Py<PyAny>);
+
 /// The settings of a group, `Settings` in Python.
 #[derive(FromPyObject)]
 struct Settings {
@@ -42,8 +45,7 @@ impl Settings {
 pub(crate) struct Descent {
     /// The group of each parameter, and whether its buffer is new.
     places: Vec<(usize, bool)>,
-    /// Each parameter, its buffer and its gradient.
-    tensors: Vec<(Py<PyAny>, Option<Py<PyAny>>, Py<PyAny>)>,
+    tensors: Vec<Held>,
     names: Names,
     #[expect(dead_code, reason = "held for their references")]
     owners: Vec<Py<PyAny>>,
