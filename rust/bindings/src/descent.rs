@@ -17,6 +17,9 @@ use crate::threads::detached;
 /// A parameter: its group and its place there, the tensor, its gradient, its momentum buffer, if there is one, and whether that is new.
 type Member<'py> = (usize, usize, Bound<'py, PyAny>, Bound<'py, PyAny>, Option<Bound<'py, PyAny>>, bool);
 
+/// A parameter, its momentum buffer, if there is one, and its gradient.
+type Held = (Py<PyAny>, Option<Py<PyAny>>, Py<PyAny>);
+
 /// The settings of a group, `Settings` in Python.
 #[derive(FromPyObject)]
 struct Settings {
@@ -42,10 +45,8 @@ impl Settings {
 pub(crate) struct Descent {
     /// The group of each parameter, and whether its buffer is new.
     places: Vec<(usize, bool)>,
-    /// Parameters and buffers.
-    written: Vec<Py<PyAny>>,
-    #[expect(dead_code, reason = "held for their references")]
-    read: Vec<Py<PyAny>>,
+    tensors: Vec<Held>,
+    names: Names,
     #[expect(dead_code, reason = "held for their references")]
     owners: Vec<Py<PyAny>>,
     gradients: Tensors,
@@ -78,7 +79,21 @@ impl Descent {
         };
         // SAFETY: that nobody else uses the memory meanwhile is up to the caller in Python, as with every in-place operation of torch.
         compute(py, |team| unsafe { update(&self.updates, |member| numbers[member], team) })?;
-        PyList::new(py, &self.written)
+        PyList::new(py, self.tensors.iter().flat_map(|(parameter, buffer, _)| [parameter].into_iter().chain(buffer)))
+    }
+
+    /// As `TensorList.check_unchanged`.
+    fn check_unchanged(&self, py: Python<'_>) -> PyResult<()> {
+        let mut extractor = Extractor::new(py, &self.names, true)?;
+        for (index, ((parameter, buffer, gradient), expected)) in (0..).step_by(3).zip(self.tensors.iter().zip(self.updates.triples())) {
+            let (parameter, gradient) = (parameter.bind(py), gradient.bind(py));
+            let buffer = buffer.as_ref().map(|buffer| buffer.bind(py));
+            let found = triple(&mut extractor, index, parameter, buffer, gradient, &mut Vec::new())?;
+            if let Some(changed) = (0..3).find(|&place| found[place] != expected[place]) {
+                return Err(self.names.changed(index + changed, [parameter, buffer.unwrap_or(parameter), gradient][changed]));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -88,23 +103,15 @@ impl Descent {
         let extractor = Extractor::new(py, &names, true)?;
         let mut extractor = if anywhere { extractor.anywhere() } else { extractor };
         let (mut gradients, mut triples) = (Vec::with_capacity(members.len()), Vec::with_capacity(members.len()));
-        let (mut written, mut read, mut owners) = (Vec::with_capacity(2 * members.len()), Vec::with_capacity(members.len()), Vec::new());
+        let (mut tensors, mut owners) = (Vec::with_capacity(members.len()), Vec::new());
         for (index, (_, _, parameter, gradient, buffer, _)) in (0..).step_by(3).zip(members) {
             // A flag of torch's that memory does not show; gradients of complex numbers' parts have it.
             let negative = gradient.call_method0(intern!(py, "is_neg"))?.is_truthy()?;
             let gradient = if negative { &gradient.call_method0(intern!(py, "resolve_neg"))? } else { gradient };
-            let (x, v, g) = ((index, parameter), buffer.as_ref().map(|buffer| (index + 1, buffer)), (index + 2, gradient));
             gradients.push(extractor.extract(index + 2, gradient)?.read);
-            triples.push(match v {
-                Some(v) => together(&mut extractor, [x, v, g], &mut owners)?,
-                None => {
-                    let [x, g] = together(&mut extractor, [x, g], &mut owners)?;
-                    let none = View::none(x.dtype());
-                    [x, none, g]
-                }
-            });
-            written.extend([parameter].into_iter().chain(buffer).map(|tensor| tensor.clone().unbind()));
-            read.push(gradient.clone().unbind());
+            triples.push(triple(&mut extractor, index, parameter, buffer.as_ref(), gradient, &mut owners)?);
+            let kept = |tensor: &Bound<'_, PyAny>| tensor.clone().unbind();
+            tensors.push((kept(parameter), buffer.as_ref().map(kept), kept(gradient)));
         }
         let fault = |error: TensorError| {
             let (_, _, parameter, gradient, buffer, _) = &members[error.index / 3];
@@ -113,8 +120,28 @@ impl Descent {
         let updates = detached(py, || Updates::new(triples))?.map_err(fault)?;
         let gradients = detached(py, || Tensors::new(gradients, Access::Read))?.map_err(fault)?;
         let places = members.iter().map(|(group, .., new)| (*group, *new)).collect();
-        Ok(Self { places, written, read, owners, gradients, updates })
+        Ok(Self { places, tensors, names, owners, gradients, updates })
     }
+}
+
+/// A parameter, its buffer, if there is one, and its gradient, of which the first has this index.
+fn triple<'py>(
+    extractor: &mut Extractor<'_, 'py>,
+    index: usize,
+    parameter: &Bound<'py, PyAny>,
+    buffer: Option<&Bound<'py, PyAny>>,
+    gradient: &Bound<'py, PyAny>,
+    owners: &mut Vec<Py<PyAny>>,
+) -> PyResult<[View; 3]> {
+    let (x, g) = ((index, parameter), (index + 2, gradient));
+    Ok(match buffer {
+        Some(buffer) => together(extractor, [x, (index + 1, buffer), g], owners)?,
+        None => {
+            let [x, g] = together(extractor, [x, g], owners)?;
+            let none = View::none(x.dtype());
+            [x, none, g]
+        }
+    })
 }
 
 /// Tensors of a parameter, by their indices, described together. The first says what the others have to be.

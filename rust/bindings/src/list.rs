@@ -161,6 +161,12 @@ impl TensorList {
         check_unchanged(py, &self.names, &self.objects, &self.lent, self.read.views())
     }
 
+    /// Whether there are no elements.
+    #[getter]
+    fn is_empty(&self) -> bool {
+        self.read.is_empty()
+    }
+
     fn __len__(&self) -> usize {
         self.objects.len()
     }

@@ -42,6 +42,11 @@ impl Updates {
         let bytes = views.iter().map(View::bytes).fold(0, usize::saturating_add);
         Ok(Self { triples, cut, bytes })
     }
+
+    /// The parameters as they were given.
+    pub fn triples(&self) -> &[[View; 3]] {
+        &self.triples
+    }
 }
 
 /// Takes one step, of each parameter by the numbers that belong to its place.
