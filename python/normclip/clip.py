@@ -207,7 +207,7 @@ def _clip(batch: Batch, rule: Rule, norm: AnyNorm, epsilon: float = 0.0) -> None
         # The backend computes the coefficient, so that on a device one kernel computes and applies it.
         mark_written(batch.clip_(rule.max_norm, norm, epsilon))
         return
-    if taken.is_empty:
+    if batch.is_empty:
         return  # a rule that remembers has seen no gradient
     exact: Any = norm if isinstance(norm, float) else norm.exact
     with rule.applying(exact) as multiplier:

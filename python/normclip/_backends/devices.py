@@ -104,7 +104,7 @@ class DeviceBatch:
 
     @property
     def is_empty(self) -> bool:
-        return not any(math.prod(getattr(tensor, "shape", (1,))) for tensor in self._taken.objects)
+        return not any(math.prod(getattr(tensor, "shape", (1,))) for tensor in self._tensors.objects)
 
     def __len__(self) -> int:
         return len(self._tensors)
@@ -270,7 +270,7 @@ def dot(xs: DeviceList, ys: DeviceList, served: Served) -> tuple[torch.Tensor, t
 
 
 def _joined_products(found: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The products of pairs of vectors, of whose parts these are."""
+    """The products of two vectors, from those of their parts on each device."""
     product = torch.stack([products[0] for products in found]).sum()
     x_norm, y_norm = (_joined([products[side] for products in found], 2.0, torch.float64).exact for side in (1, 2))
     # Of the cosines of the parts, as the product may overflow or underflow. A part of zeros has none, and adds nothing.
