@@ -1,4 +1,4 @@
-"""What users pass, checked."""
+"""Types of arguments, and checks that raise an error which names the argument and what to pass instead."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Tensors: TypeAlias = "SupportsDLPack | Iterable[SupportsDLPack]"
 Parameters: TypeAlias = "torch.Tensor | Iterable[torch.Tensor]"
 
 TORCH_EPSILON = 1e-6
-"""torch divides by the norm plus this, so that a norm of 0 does no harm."""
+"""The number that torch's clipping adds to the norm before dividing by it."""
 
 
 def import_torch() -> types.ModuleType:
@@ -39,13 +39,15 @@ def import_torch() -> types.ModuleType:
     return torch
 
 
-def check_number(name: str, value: Any, expected: str = "a number") -> float:
-    """A number, or what can be converted to one, as a float.
+def check_number(name: str, value: Any, expected: str = "a number", *, text: bool = False) -> float:
+    """A number, or what can be converted to one, as a float. Text only where torch takes it, too.
 
     Raises:
         TypeError, ValueError: It cannot be; the message names it.
     """
     try:
+        if isinstance(value, (str, bytes)) and not text:
+            raise ValueError
         return float(value)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # the last is torch's
         if isinstance(value, type):
@@ -65,7 +67,7 @@ def check_order(name: str, value: float) -> float:
     Raises:
         TypeError, ValueError: It is no number, or NaN.
     """
-    value = check_number(name, value, "a number, inf or -inf")
+    value = check_number(name, value, "a number, inf or -inf", text=True)
     if math.isnan(value):
         raise ValueError(f"{name} is NaN: pass a number, inf or -inf")
     return value
@@ -77,7 +79,7 @@ def check_limit(name: str, value: float) -> float:
     Raises:
         TypeError, ValueError: It is no number, negative or NaN.
     """
-    value = check_number(name, value)
+    value = check_number(name, value, text=True)
     if not value >= 0.0:
         raise ValueError(f"{name} is {value}: pass a number that is not negative, or inf for no limit")
     return abs(value)  # a coefficient of -0 would turn signs round

@@ -35,7 +35,7 @@ def collect(tensors: Any, *, writable: bool = False) -> TensorList | DeviceList:
 def collect_grads(parameters: Any, *, writable: bool = False) -> TensorList | DeviceList: ...
 def dot(xs: Any, ys: Any) -> tuple[float, float, float, float]: ...
 
-class NotOnCPU(TypeError): ...  # noqa: N818 (it says what is the case, and Rust's caller goes on)
+class NotOnCPU(TypeError): ...  # noqa: N818 (a signal to try another backend, not an error of the user)
 
 @final
 class Moments:

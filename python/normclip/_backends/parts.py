@@ -1,4 +1,4 @@
-"""The tensors of one device, of a list that is not, or not all, in CPU memory."""
+"""The interface of parts: the tensors of one device, measured and changed by that device's backend."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from normclip._backends.protocol import Norm
 
 Array = npt.NDArray[np.float64]
 
-# In an array of moments, Σ|x| is multiplied by this where the largest |x| is so large: see `Largest::unit` in rust/core/src/moments.rs.
+# Where the largest |x| of a row of moments is at least HUGE, its Σ|x| is stored multiplied by SHRINK, so that it does not overflow: see
+# `Largest::unit` in rust/core/src/moments.rs.
 HUGE, SHRINK = 2.0**960, 2.0**-64
 
 
 def moved(numbers: torch.Tensor, device: torch.device, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    """The numbers on a device, without waiting for them, but on the CPU, which would read them before they are there."""
+    """Copy numbers to a device. Does not wait for the copy, unless it goes to the CPU, which could read it before it has arrived."""
     return numbers.detach().to(device, dtype, non_blocking=device.type != "cpu")
 
 
 class Part(Protocol):
-    """The tensors of one device. Norms and factors that are tensors may be on another."""
+    """The tensors of one device. Norms and factors that are passed as tensors may be on another device."""
 
     device: torch.device
 
@@ -32,10 +33,10 @@ class Part(Protocol):
 
     def clip_(self, limit: float, norm: torch.Tensor, epsilon: float) -> None: ...
     def scale_(self, factor: float | torch.Tensor) -> None:
-        """Where the factor is a tensor and 1, nothing is written."""
+        """Multiply all tensors by a number, or by a 0-dim tensor without waiting for its device."""
 
     def scale_each_(self, factors: Array) -> None: ...
     def clamp_(self, limit: float) -> None: ...
     def zero_nonfinite_(self) -> None: ...
     def dot(self, other: Part) -> torch.Tensor:
-        """Σxy, √Σx², √Σy² and the cosine, in step with the tensors of another part on the same device."""
+        """Σxy, √Σx², √Σy² and the cosine with another part on the same device, whose tensors correspond one to one."""

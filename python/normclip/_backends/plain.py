@@ -1,10 +1,11 @@
-"""Tensors on devices without kernels of ours (MPS, XPU; CUDA without Triton), and abstract ones, by plain torch operations.
+"""The part of devices for which normclip has no kernels (MPS, XPU, CUDA without Triton), and of abstract tensors, by torch operations.
 
-Abstract are tensors without memory that torch can compute with: on the meta device, fake ones, and those of other subclasses that keep
-their elements elsewhere. Norms of the first two are meta or fake as well, so that dry runs of training go through.
+Abstract tensors have no memory of their own, but torch can compute with them: meta tensors, fake tensors, and subclasses that keep their
+elements elsewhere. Norms of meta and fake tensors are meta and fake too, so that dry runs of training work.
 
-Sums are taken in float64, or in float32 on devices without it, which is then the precision of the results. Norms are relative to the
-largest element, so that no power overflows. Every tensor is read several times: this is for every call to work, not for speed.
+Sums are computed in float64, or in float32 on devices without float64, which then limits the precision. Powers are taken relative
+to the largest element, so that none overflows. A NaN makes norms NaN; without elements they are 0. Each tensor is read several times, and
+scaling always writes: this backend makes every call work, and is not fast.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _SAFE = (2.0**-900, 2.0**900)
 
 
 class TorchPart:
-    """Tensors that torch computes with, all on one device."""
+    """Tensors of one device, measured and changed by torch operations."""
 
     def __init__(self, tensors: list[torch.Tensor], *, writable: bool, abstract: bool = False) -> None:
         self.device, self.abstract = tensors[0].device, abstract
@@ -75,7 +76,7 @@ class TorchPart:
             size = x.abs()
             largest = size.max()
             zeros = x.numel() - torch.count_nonzero(x)
-            # In the scale in which the squares are safe: columns 6, 8 or 10 of the moments.
+            # The sum of squares at the scale at which it neither overflows nor underflows: column 6, 8 or 10 of the moments.
             scales = (_UP, 1.0, 1.0 / _UP) if self._wide == torch.float64 else (1.0,)
             squares = [(size * scale).square().sum() for scale in scales]
             absolutes = torch.where(largest >= HUGE, (size * SHRINK).sum(), size.sum())
@@ -92,7 +93,7 @@ class TorchPart:
     def clip_(self, limit: float, norm: torch.Tensor, epsilon: float) -> None:
         size = moved(norm, self.device, self._wide) + epsilon
         coefficient = (limit / size).masked_fill(size == 0.0, 1.0)
-        # Not `clamp`: 1 is the factor that changes nothing, NaN has to reach the elements.
+        # A coefficient of NaN has to stay NaN.
         coefficient = coefficient.masked_fill(coefficient >= 1.0, 1.0)
         for tensor in self._used():
             self._scale(tensor, coefficient)
@@ -139,7 +140,7 @@ class TorchPart:
 
 
 def _dense(tensor: torch.Tensor, *, writable: bool) -> torch.Tensor:
-    """Of a sparse tensor the values: where indices repeat, their terms to write and their sums to measure."""
+    """A dense tensor itself; of a sparse one the values: as stored, to write them, or coalesced, to measure them."""
     if not tensor.is_sparse:
         return tensor
     return tensor._values() if writable else tensor.coalesce().values()

@@ -266,11 +266,11 @@ impl<'a, 'py> Extractor<'a, 'py> {
             // later goes to the stream that is current then.
             arguments.set_item(intern!(py, "stream"), -1)?;
         }
-        let mut may_write = true;
+        // A capsule without a version cannot say whether its memory may be written. torch exports only what may.
+        let mut may_write = is_torch;
         let versioned = exporter.call_method(intern!(py, "__dlpack__"), (), Some(&arguments));
         let exported = match versioned {
-            // Producers from before version 1 do not know these arguments, and cannot say whether their memory may be written. NumPy and torch
-            // export only what may; of others (JAX) we do not know.
+            // Producers from before version 1 do not know these arguments.
             Err(error) if error.is_instance_of::<PyTypeError>(py) => {
                 let array = object.is_instance(&py.import(intern!(py, "numpy"))?.getattr(intern!(py, "ndarray"))?)?;
                 let read_only = array && !object.getattr(intern!(py, "flags"))?.getattr(intern!(py, "writeable"))?.is_truthy()?;

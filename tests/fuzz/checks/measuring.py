@@ -69,16 +69,17 @@ def stats(draw: Draw) -> None:
         items = parameters(draw, made)
         found = draw.call(normclip.grad_stats, items, **settings)
         names = [str(place) for place, item in enumerate(items) if item.grad is not None]
+        named = [str(place) for place in range(len(items))]  # groups are of parameters, whichever have gradients
     else:
         found = draw.call(normclip.stats, [lot.tensor for lot in made], **settings)
-        names = [str(place) for place in range(len(made))]
+        names = named = [str(place) for place in range(len(made))]
     arrays = [lot.array() for lot in made]
     _expect_figures("stats", found, arrays)
     for order, value in found.norms.items():
         exact = oracles.norm(made, order)
         expect(oracles.near(value, exact), f"the norm of order {order!r} is {value!r}, not {exact!r}")
     if groups is not None:
-        expect(set(found.groups) == {groups(name) for name in names}, f"the groups are {list(found.groups)}")
+        expect(set(found.groups) == {groups(name) for name in named}, f"the groups are {list(found.groups)}")
         for group, moments in found.groups.items():
             _expect_figures(group, moments, [array for name, array in zip(names, arrays, strict=True) if groups(name) == group])
     if each:
