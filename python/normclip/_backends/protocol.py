@@ -79,9 +79,10 @@ class Batch(Protocol):
         """Raise if a tensor's memory was replaced since the batch was made. Call it before writing if user code has run since then."""
 
 
-Member: TypeAlias = "tuple[int, int, torch.Tensor, torch.Tensor, torch.Tensor | None, bool]"
-"""A parameter in an optimizer step: the number of its group, its position there, the parameter, its gradient, its momentum buffer or None,
-and whether that buffer is new. A new buffer holds zeros, and its first update is not dampened."""
+Member: TypeAlias = "tuple[int, int, torch.Tensor, torch.Tensor, list[torch.Tensor], bool]"
+"""A parameter in an optimizer step: the number of its group, its position there, the parameter, its gradient, the tensors that the
+optimizer keeps for it (for SGD the momentum buffer, or none), and whether these are new. A new momentum buffer holds zeros, and its first
+update is not dampened."""
 
 
 class Settings(NamedTuple):

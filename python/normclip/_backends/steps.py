@@ -19,7 +19,7 @@ class DeviceStep:
     """A :class:`~normclip._backends.protocol.Step` on tensors of any devices."""
 
     def __init__(self, members: list[Member], served: Served) -> None:
-        _core.Descent.check(members)
+        _core.Step.check(members)
         self._members = members
         self._gradients = local.collect([gradient for _, _, _, gradient, _, _ in members], grads=False, served=served)
 
@@ -27,16 +27,16 @@ class DeviceStep:
         return self._gradients.norm(2.0)
 
     def check_unchanged(self) -> None:
-        _core.Descent.check(self._members)
+        _core.Step.check(self._members)
         self._gradients.check_unchanged()
 
     def step_(self, coefficient: float | Tensor, settings: list[Settings]) -> list[Any]:
         # Grouped, as torch's foreach operations take tensors of one device, one dtype and the same settings.
         grouped: dict[tuple[Any, ...], list[tuple[Tensor, Tensor, Tensor | None]]] = {}
-        for number, _, parameter, gradient, buffer, new in self._members:
+        for number, _, parameter, gradient, states, new in self._members:
             # The first update of a momentum buffer is not dampened.
             group = settings[number]._replace(dampening=0.0) if new else settings[number]
-            grouped.setdefault((group, parameter.device, parameter.dtype), []).append((parameter, gradient, buffer))
+            grouped.setdefault((group, parameter.device, parameter.dtype), []).append((parameter, gradient, states[0] if states else None))
         for (group, device, dtype), triples in grouped.items():
             factor = torch.as_tensor(coefficient, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
             _step(triples, factor.to(device, non_blocking=True), group)

@@ -112,17 +112,17 @@ class ClippedOptimizer(torch.optim.Optimizer):
                 update.check_unchanged()  # the code of a user's rule has run since the tensors were checked
             mark_written(update.step_(coefficient, settings))
         self.last_norm, self.last_coefficient = exact, coefficient
-        for _, _, parameter, _, buffer, new in members:
+        for _, _, parameter, _, states, new in members:
             if new:
-                self.state[parameter][self._buffer_name] = buffer
+                self.state[parameter][self._buffer_name] = states[0]
         return loss
 
     def _member(self, group: int, place: int, parameter: Tensor) -> Member:
         gradient = cast(Tensor, parameter.grad)
         if not self._needs_buffer(self.param_groups[group]):
-            return group, place, parameter, gradient, None, False
+            return group, place, parameter, gradient, [], False
         buffer: Tensor | None = self.state[parameter].get(self._buffer_name) if parameter in self.state else None
-        return group, place, parameter, gradient, torch.zeros_like(parameter) if buffer is None else buffer, buffer is None
+        return group, place, parameter, gradient, [torch.zeros_like(parameter) if buffer is None else buffer], buffer is None
 
     def _settings_of(self, groups: list[dict[str, Any]]) -> list[Settings]:
         return [self._settings_of_group(number, group) for number, group in enumerate(groups)]

@@ -71,6 +71,10 @@ fn pair(index: usize, objects: &[Bound<'_, PyAny>; 2], exported: &[(Exported, Dt
         return Err(PyTypeError::new_err(format!("{} are complex and real: cast the real one to complex", both())));
     }
     // SAFETY: as for `TensorList`; the owners live until the product is there.
-    let views = unsafe { View::together([x.start(), y.start()], [*x_dtype, *y_dtype], x.shape(), [x.strides(), y.strides()]) };
-    views.map_err(|(side, problem)| names[side].fault(TensorError { index, problem }, &objects[side]))
+    let (x_view, y_view) = unsafe {
+        let y_view = View::in_order_of(x.strides(), y.start(), *y_dtype, y.shape(), y.strides());
+        (View::new(x.start(), *x_dtype, x.shape(), x.strides()), y_view)
+    };
+    let fault = |side: usize| move |problem| names[side].fault(TensorError { index, problem }, &objects[side]);
+    Ok([x_view.map_err(fault(0))?, y_view.map_err(fault(1))?])
 }

@@ -316,7 +316,9 @@ impl<'a, 'py> Extractor<'a, 'py> {
     }
 
     fn checked(&self, index: usize, object: &Bound<'py, PyAny>, tensor: RawTensor) -> PyResult<dlpack::Tensor> {
-        tensor.checked().map_err(|problem| self.names.fault(TensorError { index, problem }, object))
+        // SAFETY: all that comes here is of a producer. Callers use a borrowed tensor before Python code runs, or borrow it again (see
+        // `ran_python`), and keep the capsules of the others.
+        unsafe { tensor.checked() }.map_err(|problem| self.names.fault(TensorError { index, problem }, object))
     }
 
     fn view(&self, index: usize, object: &Bound<'py, PyAny>, tensor: &dlpack::Tensor) -> PyResult<View> {

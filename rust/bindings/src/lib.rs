@@ -1,7 +1,7 @@
 //! `normclip._core`: extract, detach, call, map the error.
 //!
 //! ```text
-//! list · dot · descent · moments   the operations, and what they give
+//! list · dot · step · moments   the operations, and what they give
 //! compute    the door to the core, in IEEE arithmetic
 //! device     what the kernels of other devices need to know
 //! extract    a Python object → View, by DLPack
@@ -10,7 +10,6 @@
 //! ```
 
 mod compute;
-mod descent;
 mod device;
 mod dlpack;
 mod dot;
@@ -18,6 +17,7 @@ mod extract;
 mod list;
 mod moments;
 mod names;
+mod step;
 mod threads;
 
 use pyo3::prelude::*;
@@ -28,8 +28,6 @@ mod _core {
     #[pymodule_export]
     use super::compute::{hard_coefficient, strictly};
     #[pymodule_export]
-    use super::descent::Descent;
-    #[pymodule_export]
     use super::device::{DeviceList, collect, collect_grads};
     #[pymodule_export]
     use super::dot::dot;
@@ -39,6 +37,8 @@ mod _core {
     use super::list::TensorList;
     #[pymodule_export]
     use super::moments::Moments;
+    #[pymodule_export]
+    use super::step::Step;
     #[pymodule_export]
     use super::threads::{get_num_threads, isa, set_num_threads};
 

@@ -1,116 +1,18 @@
-//! Tensors cut into blocks of a fixed size, whatever the number of threads.
+//! The cut of a list of tensors into blocks of a fixed size, whatever the number of threads.
 //!
-//! A block never spans tensors, so a tensor's total does not depend on its neighbours. Blocks are not listed anywhere: the tensors lie one
-//! after the other on a line, and a *piece* of that line, which makes it worth a thread's while, holds the blocks that begin in it.
+//! A block never spans tensors, so a tensor's total does not depend on its neighbours. Threads claim *pieces* of several blocks, as a block
+//! of a small tensor is too little work to claim. Neither is stored: the tensors are laid out one after the other on a number line, which is
+//! divided into pieces, and the blocks of a piece are those that begin in it.
 
 use std::iter;
 use std::ops::Range;
 
-use crate::error::{OutOfMemory, Problem, TensorError, room};
-use crate::overlap;
-use crate::view::View;
+use crate::error::{OutOfMemory, room};
 
-/// Elements of a block: few enough for the error bound and to stay in a core's cache, enough to make the bookkeeping vanish.
+/// Elements of a block: few enough for the error bound and for a core's cache, and so many that the time to find a block does not count.
 pub const BLOCK: usize = 1 << 16;
 
-/// A list of tensors, cut up. The same memory twice is cut once.
-#[derive(Debug)]
-pub struct Tensors {
-    views: Vec<View>,
-    repetitions: Vec<Repetition>,
-    cut: Cut,
-    bytes: usize,
-}
-
-/// The index of a tensor that repeats an earlier one, and the index of the first of its kind.
-pub type Repetition = (usize, usize);
-
-/// What a list of tensors is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// To be measured.
-    Read,
-    /// To be measured and changed.
-    Write,
-}
-
-/// The tensors that repeat earlier ones, in the order of the list. Looks at addresses alone, so the memory may be on any device.
-///
-/// # Errors
-/// For [`Access::Write`], the first tensor that cannot be written in place.
-pub fn repetitions(views: &[View], access: Access) -> Result<Vec<Repetition>, TensorError> {
-    let mut order = overlap::by_address(views);
-    let repetitions = overlap::repetitions(views, &order);
-    if access == Access::Write {
-        order.retain(|&(_, index)| !is_repetition(&repetitions, index));
-        overlap::check_writable(views, &order, |_| true)?;
-    }
-    Ok(repetitions)
-}
-
-fn is_repetition(repetitions: &[Repetition], index: usize) -> bool {
-    repetitions.binary_search_by_key(&index, |(index, _)| *index).is_ok()
-}
-
-impl Tensors {
-    /// Cuts up the tensors.
-    ///
-    /// # Errors
-    /// For [`Access::Write`], the first tensor that cannot be written in place.
-    ///
-    /// # Panics
-    /// Unwinds with [`OutOfMemory`] if there is none for the bookkeeping.
-    pub fn new(views: Vec<View>, access: Access) -> Result<Self, TensorError> {
-        let repetitions = repetitions(&views, access)?;
-        let once = |index| !is_repetition(&repetitions, index);
-        let cut = Cut::new(views.iter().enumerate().map(|(index, view)| if once(index) { view.len() } else { 0 }));
-        let bytes = views.iter().enumerate().filter(|(index, _)| once(*index)).map(|(_, view)| view.bytes());
-        let bytes = bytes.fold(0, usize::saturating_add);
-        Ok(Self { views, repetitions, cut, bytes })
-    }
-
-    /// The tensors as they were given.
-    pub fn views(&self) -> &[View] {
-        &self.views
-    }
-
-    /// All elements, each once.
-    pub fn len(&self) -> usize {
-        self.cut.elements
-    }
-
-    /// Whether there are no elements.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Bytes of all elements, each once.
-    pub fn bytes(&self) -> usize {
-        self.bytes
-    }
-
-    /// The fault that keeps these tensors from an operation on real numbers.
-    ///
-    /// # Errors
-    /// The first complex tensor.
-    pub fn check_real(&self) -> Result<(), TensorError> {
-        match self.views.iter().position(|view| view.dtype().is_complex()) {
-            Some(index) => Err(TensorError { index, problem: Problem::Complex }),
-            None => Ok(()),
-        }
-    }
-
-    /// The tensors that repeat earlier ones, in the order of the list.
-    pub fn repetitions(&self) -> &[Repetition] {
-        &self.repetitions
-    }
-
-    pub(crate) fn cut(&self) -> &Cut {
-        &self.cut
-    }
-}
-
-/// A part of a tensor.
+/// Consecutive elements of a tensor: `count` from `first` on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Block {
     pub(crate) tensor: usize,
@@ -118,41 +20,46 @@ pub(crate) struct Block {
     pub(crate) count: usize,
 }
 
-/// The line on which the tensors lie.
+/// The tensors on the number line.
 #[derive(Debug)]
 pub(crate) struct Cut {
-    /// Where each tensor begins, and where the last ends. A tensor takes as much of the line as it has elements and [`BESIDES`].
+    /// Where each tensor begins, and where the last ends. A tensor with elements takes their number plus [`BESIDES`].
     starts: Vec<usize>,
     elements: usize,
 }
 
-/// What a tensor costs besides its elements, in elements. So a piece does not hold too many tiny ones.
+/// The time that a tensor takes however few its elements are, as a number of elements. It bounds the number of tiny tensors in a piece.
 const BESIDES: usize = 1 << 10;
 
-/// Long pieces first, so that a thread reads on without a break and the hardware fetches ahead of it; short ones for the rest, so that all
-/// threads end together.
+/// Pieces are long at first, so that a thread reads long stretches, for which the hardware fetches ahead; the last [`REST`] of the line is
+/// divided into short ones, so that all threads end at about the same time.
 const LONG: usize = 8 * BLOCK;
 const SHORT: usize = BLOCK;
 const REST: usize = 256 * SHORT;
 
-/// The blocks of a short piece of small tensors, about.
+/// About as many blocks as a short piece has when all tensors are small.
 pub(crate) const USUAL: usize = SHORT / BESIDES;
 
 impl Cut {
-    /// Lays out tensors, given by their numbers of elements.
+    /// Lays out tensors of these numbers of elements.
     pub(crate) fn new(lens: impl Iterator<Item = usize>) -> Self {
         let mut starts = room(lens.size_hint().0 + 1);
         let (mut end, mut elements) = (0_usize, 0);
         starts.push(end);
         for len in lens {
             if len > 0 {
-                // Only expanded tensors have so many elements, and only a list without end has so many of these.
+                // Overflow takes more than 2¹⁶ tensors of the largest size that `View` accepts: all expanded, as nothing else is as large.
                 end = end.checked_add(len + BESIDES).unwrap_or_else(|| OutOfMemory::unwind());
                 elements += len;
             }
             starts.push(end);
         }
         Self { starts, elements }
+    }
+
+    /// The elements of all tensors.
+    pub(crate) fn elements(&self) -> usize {
+        self.elements
     }
 
     /// The number of pieces.
@@ -184,7 +91,7 @@ impl Cut {
         })
     }
 
-    /// The number of long pieces, and what they leave.
+    /// The number of long pieces, and the rest of the line.
     fn long_and_rest(&self) -> (usize, Range<usize>) {
         let end = self.starts.last().copied().unwrap_or(0);
         let long = end.saturating_sub(REST) / LONG;
@@ -195,7 +102,6 @@ impl Cut {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dtype::Dtype;
 
     #[test]
     fn pieces_hold_each_block_once_and_in_order() {
@@ -238,16 +144,5 @@ mod tests {
         let cut = Cut::new([1 << 46].into_iter());
         assert_eq!(cut.elements, 1 << 46);
         assert_eq!(cut.piece(1 << 20).next(), Some(Block { tensor: 0, first: LONG << 20, count: BLOCK }));
-    }
-
-    #[test]
-    fn repetitions_are_cut_once() {
-        let mut memory = vec![0u16; 2 * BLOCK + 1];
-        let lens = [2 * BLOCK + 1, 0, BLOCK, 2 * BLOCK + 1, BLOCK, 7];
-        // SAFETY: all views lie in the memory, and are not read.
-        let views = lens.map(|len| unsafe { View::new(memory.as_mut_ptr().cast(), Dtype::F16, &[len as i64], None).unwrap() });
-        let tensors = Tensors::new(views.to_vec(), Access::Read).unwrap();
-        assert_eq!(tensors.repetitions(), [(3, 0), (4, 2)]);
-        assert_eq!((tensors.len(), tensors.bytes()), (3 * BLOCK + 8, 6 * BLOCK + 16));
     }
 }

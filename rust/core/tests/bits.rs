@@ -3,9 +3,8 @@
 mod common;
 
 use std::fmt::Debug;
-use std::sync::Arc;
 
-use normclip_core::kernels::{Abs, Block, Clamp, Descend, Kernel, Map, Scale, SumOf};
+use normclip_core::kernels::{Abs, Clamp, Elements, Kernel, Map, Scale, Sgd, SumOf, Update};
 use normclip_core::{BLOCK, Bf16, Dtype, Element, F16, Isa, Team, Tensors, apply, norm};
 
 use common::oracle::is_close;
@@ -53,7 +52,7 @@ fn is_general(order: f64) -> bool {
     ![2.0, 1.0, f64::INFINITY, f64::NEG_INFINITY, 0.0, 3.0, 4.0].contains(&order)
 }
 
-fn check_norms(tensors: &Arc<Tensors>, orders: &[f64]) {
+fn check_norms(tensors: &Tensors, orders: &[f64]) {
     for &order in orders {
         let first = norm(tensors, order, team(1, Isa::BASELINE));
         assert!(first > 0.0);
@@ -139,8 +138,8 @@ fn every_nan_has_the_same_bits() {
             }
             // What several NaN may come together in: of parameters, of buffers and of gradients.
             let (mut parameters, mut buffer, gradients) = (patterns(), patterns(), patterns().into_iter().rev().collect::<Vec<_>>());
-            let numbers = Descend { coefficient: 1.0, lr: 0.5, momentum: 0.5, dampening: 0.0, nesterov: true, weight_decay: 0.1 };
-            numbers.apply(isa, &mut parameters, Some(&mut buffer), &gradients);
+            let numbers = Sgd { coefficient: 1.0, lr: 0.5, momentum: 0.5, dampening: 0.0, nesterov: true, weight_decay: 0.1 };
+            numbers.apply(isa, &mut parameters, &mut [&mut buffer], &gradients);
             for found in parameters.iter().chain(&buffer) {
                 assert!(!found.wide().is_nan() || bits_of(found) == nan, "{:#x} on {}", bits_of(found), isa.name());
             }
@@ -180,7 +179,7 @@ fn every_half_widens_alike_in_a_row() {
     for isa in Isa::available() {
         for bits in 0..=u16::MAX {
             // 32 at once, as the kernels read them: exact, so the sum is too.
-            let sum = SumOf(Abs).block(&Block::slice(isa, &[F16(bits); 32])).value();
+            let sum = SumOf(Abs).block(&Elements::slice(isa, &[F16(bits); 32])).value();
             let expected = 32.0 * half::f16::from_bits(bits).to_f64().abs();
             assert!(sum == expected || (sum.is_nan() && expected.is_nan()), "{bits:#06x} on {}", isa.name());
         }

@@ -22,7 +22,8 @@ impl Map for Scale {
         if (f64::from(f32::MIN_POSITIVE)..=f64::from(f32::MAX)).contains(&coefficient.abs()) {
             isa.run(Multiply { factor: E::factor(coefficient), elements });
         } else {
-            // An f32 coefficient would be subnormal or infinite: products that fit would be lost. And NaN may come of what is none.
+            // Rounded to f32 the coefficient would be subnormal or infinite, where the product may be neither. And a coefficient of 0 or NaN
+            // makes NaN of elements that are none.
             isa.run(MultiplyWide { coefficient, elements });
         }
         true

@@ -1,19 +1,19 @@
 //! x ← 0 where x is NaN or infinite.
 //!
-//! Everything else keeps its bits. A block is read first and written only where there is something to replace.
+//! All other elements keep their bits. A block is read first, and written only if it has something to replace.
 
-use super::{Block, Map, MaxAbs};
+use super::{Elements, Map, MaxAbs};
 use crate::dtype::Element;
 use crate::isa::{Isa, Op};
 use crate::simd::Simd;
 
-/// Replaces what is not finite by 0.
+/// Replaces NaN and infinities by 0.
 #[derive(Clone, Copy)]
 pub struct ZeroNonfinite;
 
 impl Map for ZeroNonfinite {
     fn apply<E: Element>(self, isa: Isa, elements: &mut [E]) -> bool {
-        let found = !Block::slice(isa, elements).pass(MaxAbs).0.is_finite();
+        let found = !Elements::slice(isa, elements).pass(MaxAbs).0.is_finite();
         if found {
             isa.run(Replace { elements });
         }
