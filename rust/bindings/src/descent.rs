@@ -3,7 +3,7 @@
 use std::array;
 
 use normclip_core::kernels::Descend;
-use normclip_core::{Access, TensorError, Tensors, Updates, View, norm, update};
+use normclip_core::{TensorError, Tensors, Updates, View, norm, update};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -111,7 +111,7 @@ impl Descent {
             names.fault(error, [parameter, buffer.as_ref().unwrap_or(parameter), gradient][error.index % 3])
         };
         let updates = detached(py, || Updates::new(triples))?.map_err(fault)?;
-        let gradients = detached(py, || Tensors::new(gradients, Access::Read))?.map_err(fault)?;
+        let gradients = detached(py, || Tensors::new(gradients))?;
         let places = members.iter().map(|(group, .., new)| (*group, *new)).collect();
         Ok(Self { places, written, read, owners, gradients, updates })
     }

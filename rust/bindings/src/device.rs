@@ -2,7 +2,7 @@
 //!
 //! Everything about the list is checked here, by the rules of `TensorList`. What leaves is numbers: addresses, lengths, element types.
 
-use normclip_core::{Access, Dtype, Moments as Totals, Problem, Repetition, TensorError, View, repetitions, strict};
+use normclip_core::{Dtype, Moments as Totals, Problem, Repetition, TensorError, View, repetitions, strict, writable_repetitions};
 use pyo3::exceptions::PyValueError;
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -214,8 +214,7 @@ impl DeviceList {
     fn take(py: Python<'_>, names: Names, objects: Vec<Bound<'_, PyAny>>, writable: bool) -> PyResult<Self> {
         let memory = Memory::of(Extractor::new(py, &names, writable)?.anywhere(), &objects)?;
         let (write, uncoalesced) = (memory.writes(), memory.uncoalesced());
-        let access = if writable { Access::Write } else { Access::Read };
-        let found = detached(py, || repetitions(&write, access))?;
+        let found = detached(py, || if writable { writable_repetitions(&write) } else { Ok(repetitions(&write)) })?;
         let repetitions = found.map_err(|error| names.fault(error, &objects[error.index]))?;
         let objects = objects.into_iter().map(Bound::unbind).collect();
         let Memory { reads: read, owners, devices, torch, lent, .. } = memory;

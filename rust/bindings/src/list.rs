@@ -1,10 +1,11 @@
 //! `TensorList`: a list of tensors, taken once, then measured and changed without the interpreter.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 
 use normclip_core::kernels::{Clamp, Map, MaxAbs, Scale, Statistics, ZeroNonfinite};
-use normclip_core::{Access, Merge, Moments as Totals, Tensors, View, apply_each, nonfinite, norm, reduce, reduce_each};
+use normclip_core::{
+    Merge, Moments as Totals, TensorError, Tensors, View, WritableTensors, apply_each, nonfinite, norm, reduce, reduce_each,
+};
 use pyo3::exceptions::{PyRuntimeError, PyTypeError};
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -25,13 +26,22 @@ pub(crate) struct TensorList {
     objects: Vec<Py<PyAny>>,
     #[expect(dead_code, reason = "held for its references")]
     owners: Vec<Py<PyAny>>,
-    read: Arc<Tensors>,
-    /// None where the tensors may only be read.
-    write: Option<Arc<Tensors>>,
+    memory: Access,
     /// The first sparse tensor with repeated indices.
     uncoalesced: Option<usize>,
     torch: Vec<bool>,
     lent: Vec<bool>,
+}
+
+/// The memory, by what may be done with it.
+enum Access {
+    Read(Tensors),
+    Write(WritableTensors),
+    /// Sparse tensors with repeated indices are measured by the sums of their terms, which are new memory, and changed by the terms.
+    Apart {
+        read: Tensors,
+        write: WritableTensors,
+    },
 }
 
 #[pymethods]
@@ -60,7 +70,7 @@ impl TensorList {
     /// Whether some of them are float64 or complex128.
     #[getter]
     fn is_double(&self) -> bool {
-        self.read.views().iter().any(|view| view.dtype().is_double())
+        self.tensors().views().iter().any(|view| view.dtype().is_double())
     }
 
     /// The place of each in what was passed.
@@ -71,7 +81,7 @@ impl TensorList {
 
     /// The norm of all elements as one vector.
     fn norm(&self, py: Python<'_>, order: f64) -> PyResult<f64> {
-        compute(py, |team| norm(&self.read, order, team))
+        compute(py, |team| norm(self.tensors(), order, team))
     }
 
     /// The moments of all; those of each group, for the group number of each tensor; and a table of float64, a row a tensor: count, zeros,
@@ -87,8 +97,8 @@ impl TensorList {
         let table = PyBytes::new_with(py, Table::size(self.objects.len()), |bytes| {
             (all, grouped) = compute(py, |team| {
                 let mut table = Table::new(bytes, &groups);
-                reduce_each(&self.read, Statistics { finite_only }, team, |index, moments| table.take(index, moments));
-                table.finish(self.read.repetitions())
+                reduce_each(self.tensors(), Statistics { finite_only }, team, |index, moments| table.take(index, moments));
+                table.finish(self.tensors().repetitions())
             })?;
             Ok(())
         })?;
@@ -99,7 +109,7 @@ impl TensorList {
     #[pyo3(signature = (*, finite_only = false))]
     fn moments<'py>(&self, py: Python<'py>, finite_only: bool) -> PyResult<Bound<'py, PyBytes>> {
         let rows = compute(py, |team| {
-            let each = reduce(&self.read, Statistics { finite_only }, team);
+            let each = reduce(self.tensors(), Statistics { finite_only }, team);
             each.iter().flat_map(Totals::to_array).flat_map(f64::to_ne_bytes).collect::<Vec<u8>>()
         })?;
         Ok(PyBytes::new(py, &rows))
@@ -107,14 +117,14 @@ impl TensorList {
 
     /// Name, number of NaN and number of infinities of each tensor that has some.
     fn nonfinite(&self, py: Python<'_>) -> PyResult<Vec<(String, u64, u64)>> {
-        let found = compute(py, |team| nonfinite(&self.read, team))?;
+        let found = compute(py, |team| nonfinite(self.tensors(), team))?;
         Ok(found.into_iter().map(|(index, counts)| (self.names.of(index), counts.nans, counts.infs)).collect())
     }
 
     /// Reads all bytes with the lightest kernel there is, for benchmarks to compare with. Returns their number.
     fn read(&self, py: Python<'_>) -> PyResult<usize> {
-        compute(py, |team| reduce(&self.read, MaxAbs, team))?;
-        Ok(self.read.bytes())
+        compute(py, |team| reduce(self.tensors(), MaxAbs, team))?;
+        Ok(self.tensors().bytes())
     }
 
     /// Scales a vector of this norm to the limit, by limit / (norm + epsilon), if that is below 1. Returns the torch tensors that were written.
@@ -152,13 +162,13 @@ impl TensorList {
         if let Some(index) = self.uncoalesced {
             return Err(self.names.uncoalesced(index, self.objects[index].bind(py)));
         }
-        self.read.check_real().map_err(|error| self.names.fault(error, self.objects[error.index].bind(py)))
+        self.tensors().check_real().map_err(|error| self.names.fault(error, self.objects[error.index].bind(py)))
     }
 
     /// Refuses tensors whose memory is no longer what it was when they were taken: to be called when code of others has run since then, and
     /// before anything is written.
     fn check_unchanged(&self, py: Python<'_>) -> PyResult<()> {
-        check_unchanged(py, &self.names, &self.objects, &self.lent, self.read.views())
+        check_unchanged(py, &self.names, &self.objects, &self.lent, self.tensors().views())
     }
 
     fn __len__(&self) -> usize {
@@ -175,8 +185,11 @@ impl TensorList {
     }
 
     /// What is read.
-    pub(crate) fn tensors(&self) -> &Arc<Tensors> {
-        &self.read
+    pub(crate) fn tensors(&self) -> &Tensors {
+        match &self.memory {
+            Access::Read(tensors) | Access::Apart { read: tensors, .. } => tensors,
+            Access::Write(tensors) => tensors,
+        }
     }
 
     fn take(py: Python<'_>, names: Names, objects: Vec<Bound<'_, PyAny>>, writable: bool) -> PyResult<Self> {
@@ -187,29 +200,24 @@ impl TensorList {
     /// The list of tensors with this memory, if it may be used so.
     pub(crate) fn checked(py: Python<'_>, memory: Memory, names: Names, objects: Vec<Bound<'_, PyAny>>, writable: bool) -> PyResult<Self> {
         let uncoalesced = memory.uncoalesced();
-        let cut = |views, access| {
-            let tensors = detached(py, || Tensors::new(views, access).map(Arc::new))?;
-            tensors.map_err(|error| names.fault(error, &objects[error.index]))
-        };
-        let (read, write) = if !writable {
-            (cut(memory.reads, Access::Read)?, None)
-        } else if uncoalesced.is_none() {
-            let both = cut(memory.reads, Access::Write)?;
-            (Arc::clone(&both), Some(both))
-        } else {
-            let writes = memory.writes();
-            (cut(memory.reads, Access::Read)?, Some(cut(writes, Access::Write)?))
-        };
+        let writes = uncoalesced.map(|_| memory.writes());
+        let Memory { reads, owners, torch, lent, .. } = memory;
+        let list = detached(py, || match (writable, writes) {
+            (false, _) => Ok(Access::Read(Tensors::new(reads))),
+            (true, None) => WritableTensors::new(reads).map(Access::Write),
+            (true, Some(writes)) => Ok(Access::Apart { write: WritableTensors::new(writes)?, read: Tensors::new(reads) }),
+        })?;
+        let memory = list.map_err(|error: TensorError| names.fault(error, &objects[error.index]))?;
         let objects = objects.into_iter().map(Bound::unbind).collect();
-        Ok(Self { names, objects, owners: memory.owners, read, write, uncoalesced, torch: memory.torch, lent: memory.lent })
+        Ok(Self { names, objects, owners, memory, uncoalesced, torch, lent })
     }
 
     fn change<'py, M: Map>(&self, py: Python<'py>, map_of: impl Fn(usize) -> Option<M> + Send + Sync) -> PyResult<Bound<'py, PyList>> {
-        let Some(write) = &self.write else {
+        let (Access::Write(write) | Access::Apart { write, .. }) = &self.memory else {
             return Err(PyRuntimeError::new_err("this TensorList was made for reading: make it with writable=True"));
         };
-        // SAFETY: `write` was made for writing. That nobody else uses the memory meanwhile is up to the caller in Python, as with every
-        // in-place operation of NumPy and torch.
+        // SAFETY: that nobody else uses the memory meanwhile is up to the caller in Python, as with every in-place operation of NumPy and
+        // torch.
         let changed = compute(py, |team| unsafe { apply_each(write, map_of, team) })?;
         // A repetition is written with the tensor that it repeats, and may have a version counter of its own.
         let repetitions = write.repetitions().iter().filter(|(_, first)| changed.binary_search(first).is_ok());

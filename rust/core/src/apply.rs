@@ -1,18 +1,19 @@
 //! Tensors → the same tensors, changed in place: writing.
 
-use crate::blocks::{Block, Tensors, USUAL};
+use crate::blocks::{Block, USUAL};
 use crate::dtype::{Bf16, Dtype, Element, F16};
 use crate::isa::Isa;
 use crate::kernels::{GATHER, Map};
 use crate::memory;
 use crate::pool::Team;
+use crate::tensors::WritableTensors;
 use crate::view::View;
 
 /// Changes every element, each once, and returns the indices of the tensors in which something was written.
 ///
 /// # Safety
-/// The tensors were made for [`crate::Access::Write`], and nobody else uses their memory meanwhile.
-pub unsafe fn apply<M: Map>(tensors: &Tensors, map: M, team: Team) -> Vec<usize> {
+/// Nobody else reads or writes the memory of the tensors until this returns.
+pub unsafe fn apply<M: Map>(tensors: &WritableTensors, map: M, team: Team) -> Vec<usize> {
     // SAFETY: the caller's promise.
     unsafe { apply_each(tensors, move |_| Some(map), team) }
 }
@@ -21,7 +22,7 @@ pub unsafe fn apply<M: Map>(tensors: &Tensors, map: M, team: Team) -> Vec<usize>
 ///
 /// # Safety
 /// As for [`apply()`].
-pub unsafe fn apply_each<M: Map>(tensors: &Tensors, map_of: impl Fn(usize) -> Option<M> + Sync, team: Team) -> Vec<usize> {
+pub unsafe fn apply_each<M: Map>(tensors: &WritableTensors, map_of: impl Fn(usize) -> Option<M> + Sync, team: Team) -> Vec<usize> {
     // Nobody finds their tensors half-changed.
     let team = team.for_bytes(tensors.bytes()).to_the_end();
     let (cut, views) = (tensors.cut(), tensors.views());
@@ -51,7 +52,8 @@ fn apply_block<M: Map>(view: &View, block: Block, map: M, isa: Isa) -> bool {
 
 fn apply_real<M: Map, E: Element>(view: &View, block: Block, map: M, isa: Isa) -> bool {
     if let Some(numbers) = memory::contiguous::<E>(view, block) {
-        // SAFETY: blocks of writable tensors do not overlap, each is claimed by one thread, and `apply`'s caller keeps everybody else out.
+        // SAFETY: the maker of the view vouches for the memory. Blocks of `WritableTensors` do not overlap, each is claimed by one thread, and
+        // the caller of `apply` keeps everybody else out.
         return map.apply(isa, unsafe { &mut *numbers });
     }
     let parts = view.dtype().parts();

@@ -6,109 +6,10 @@
 use std::iter;
 use std::ops::Range;
 
-use crate::error::{OutOfMemory, Problem, TensorError, room};
-use crate::overlap;
-use crate::view::View;
+use crate::error::{OutOfMemory, room};
 
 /// Elements of a block: few enough for the error bound and to stay in a core's cache, enough to make the bookkeeping vanish.
 pub const BLOCK: usize = 1 << 16;
-
-/// A list of tensors, cut up. The same memory twice is cut once.
-#[derive(Debug)]
-pub struct Tensors {
-    views: Vec<View>,
-    repetitions: Vec<Repetition>,
-    cut: Cut,
-    bytes: usize,
-}
-
-/// The index of a tensor that repeats an earlier one, and the index of the first of its kind.
-pub type Repetition = (usize, usize);
-
-/// What a list of tensors is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// To be measured.
-    Read,
-    /// To be measured and changed.
-    Write,
-}
-
-/// The tensors that repeat earlier ones, in the order of the list. Looks at addresses alone, so the memory may be on any device.
-///
-/// # Errors
-/// For [`Access::Write`], the first tensor that cannot be written in place.
-pub fn repetitions(views: &[View], access: Access) -> Result<Vec<Repetition>, TensorError> {
-    let mut order = overlap::by_address(views);
-    let repetitions = overlap::repetitions(views, &order);
-    if access == Access::Write {
-        order.retain(|&(_, index)| !is_repetition(&repetitions, index));
-        overlap::check_writable(views, &order, |_| true)?;
-    }
-    Ok(repetitions)
-}
-
-fn is_repetition(repetitions: &[Repetition], index: usize) -> bool {
-    repetitions.binary_search_by_key(&index, |(index, _)| *index).is_ok()
-}
-
-impl Tensors {
-    /// Cuts up the tensors.
-    ///
-    /// # Errors
-    /// For [`Access::Write`], the first tensor that cannot be written in place.
-    ///
-    /// # Panics
-    /// Unwinds with [`OutOfMemory`] if there is none for the bookkeeping.
-    pub fn new(views: Vec<View>, access: Access) -> Result<Self, TensorError> {
-        let repetitions = repetitions(&views, access)?;
-        let once = |index| !is_repetition(&repetitions, index);
-        let cut = Cut::new(views.iter().enumerate().map(|(index, view)| if once(index) { view.len() } else { 0 }));
-        let bytes = views.iter().enumerate().filter(|(index, _)| once(*index)).map(|(_, view)| view.bytes());
-        let bytes = bytes.fold(0, usize::saturating_add);
-        Ok(Self { views, repetitions, cut, bytes })
-    }
-
-    /// The tensors as they were given.
-    pub fn views(&self) -> &[View] {
-        &self.views
-    }
-
-    /// All elements, each once.
-    pub fn len(&self) -> usize {
-        self.cut.elements
-    }
-
-    /// Whether there are no elements.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Bytes of all elements, each once.
-    pub fn bytes(&self) -> usize {
-        self.bytes
-    }
-
-    /// The fault that keeps these tensors from an operation on real numbers.
-    ///
-    /// # Errors
-    /// The first complex tensor.
-    pub fn check_real(&self) -> Result<(), TensorError> {
-        match self.views.iter().position(|view| view.dtype().is_complex()) {
-            Some(index) => Err(TensorError { index, problem: Problem::Complex }),
-            None => Ok(()),
-        }
-    }
-
-    /// The tensors that repeat earlier ones, in the order of the list.
-    pub fn repetitions(&self) -> &[Repetition] {
-        &self.repetitions
-    }
-
-    pub(crate) fn cut(&self) -> &Cut {
-        &self.cut
-    }
-}
 
 /// A part of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,6 +56,11 @@ impl Cut {
         Self { starts, elements }
     }
 
+    /// The elements of all tensors.
+    pub(crate) fn elements(&self) -> usize {
+        self.elements
+    }
+
     /// The number of pieces.
     pub(crate) fn pieces(&self) -> usize {
         let (long, rest) = self.long_and_rest();
@@ -195,7 +101,6 @@ impl Cut {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dtype::Dtype;
 
     #[test]
     fn pieces_hold_each_block_once_and_in_order() {
@@ -238,16 +143,5 @@ mod tests {
         let cut = Cut::new([1 << 46].into_iter());
         assert_eq!(cut.elements, 1 << 46);
         assert_eq!(cut.piece(1 << 20).next(), Some(Block { tensor: 0, first: LONG << 20, count: BLOCK }));
-    }
-
-    #[test]
-    fn repetitions_are_cut_once() {
-        let mut memory = vec![0u16; 2 * BLOCK + 1];
-        let lens = [2 * BLOCK + 1, 0, BLOCK, 2 * BLOCK + 1, BLOCK, 7];
-        // SAFETY: all views lie in the memory, and are not read.
-        let views = lens.map(|len| unsafe { View::new(memory.as_mut_ptr().cast(), Dtype::F16, &[len as i64], None).unwrap() });
-        let tensors = Tensors::new(views.to_vec(), Access::Read).unwrap();
-        assert_eq!(tensors.repetitions(), [(3, 0), (4, 2)]);
-        assert_eq!((tensors.len(), tensors.bytes()), (3 * BLOCK + 8, 6 * BLOCK + 16));
     }
 }

@@ -3,11 +3,11 @@
 //! NaN anywhere makes any norm NaN. Otherwise an infinity makes norms of positive order infinite, counts as one element in order 0, and
 //! adds nothing to a negative order. No elements: 0.
 
-use crate::blocks::Tensors;
 use crate::kernels::{Abs, Count, Counts, Integer, MaxAbs, MinAbs, Real, SumOf, SumPowers, SumSquares};
 use crate::moments::canonical;
 use crate::pool::Team;
 use crate::reduce::{reduce, reduce_all};
+use crate::tensors::Tensors;
 
 /// ‖x‖ of the given order: (Σ|x|^p)^(1/p), max|x| for ∞, min|x| for −∞, the number of elements that are not 0 for 0.
 ///

@@ -8,13 +8,33 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use crate::blocks::Repetition;
 use crate::error::{Problem, TensorError, room};
 use crate::lattice::reaches;
 use crate::view::View;
 
-/// The tensors that repeat an earlier one, with the index of the first of their kind.
-pub(crate) fn repetitions(views: &[View], order: &[Place]) -> Vec<Repetition> {
+/// The index of a tensor that repeats an earlier one, and the index of the first of its kind.
+pub type Repetition = (usize, usize);
+
+/// The tensors that repeat an earlier one, in the order of the list. Looks at addresses alone, so the memory may be on any device.
+pub fn repetitions(views: &[View]) -> Vec<Repetition> {
+    repetitions_among(views, &by_address(views))
+}
+
+/// As [`repetitions()`], of tensors that are to be written in place.
+///
+/// # Errors
+/// The first tensor that cannot be: one that is expanded, or that shares memory with another without being the same.
+pub fn writable_repetitions(views: &[View]) -> Result<Vec<Repetition>, TensorError> {
+    let mut order = by_address(views);
+    let repetitions = repetitions_among(views, &order);
+    if !repetitions.is_empty() {
+        order.retain(|(_, index)| repetitions.binary_search_by_key(index, |(index, _)| *index).is_err());
+    }
+    check_writable(views, &order, |_| true)?;
+    Ok(repetitions)
+}
+
+fn repetitions_among(views: &[View], order: &[Place]) -> Vec<Repetition> {
     let mut found = Vec::new();
     for alike in order.chunk_by(|(a, _), (b, _)| a == b).filter(|alike| alike.len() > 1) {
         let mut firsts = HashMap::new();
@@ -193,7 +213,6 @@ fn within_rows(footprints: &[Footprint], parts: &[Part]) -> Option<Vec<Part>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::blocks::{self, Access};
     use crate::dtype::Dtype;
 
     fn views(base: &mut [f32], parts: &[(usize, &[i64], &[i64])]) -> Vec<View> {
@@ -208,7 +227,7 @@ mod tests {
     fn check(parts: &[(usize, &[i64], &[i64])]) -> Result<(), (usize, Problem)> {
         let mut base = [0.0; 64];
         let views = views(&mut base, parts);
-        blocks::repetitions(&views, Access::Write).map(|_| ()).map_err(|error| (error.index, error.problem))
+        writable_repetitions(&views).map(drop).map_err(|error| (error.index, error.problem))
     }
 
     fn check_first_written(parts: &[(usize, &[i64], &[i64])]) -> Result<(), (usize, Problem)> {
@@ -249,6 +268,6 @@ mod tests {
         let mut base = [0.0; 64];
         let views =
             views(&mut base, &[(9, &[4], &[1]), (0, &[4], &[1]), (9, &[2, 2], &[2, 1]), (9, &[3], &[1]), (9, &[4], &[1]), (9, &[0], &[1])]);
-        assert_eq!(repetitions(&views, &by_address(&views)), [(2, 0), (4, 0)]);
+        assert_eq!(repetitions(&views), [(2, 0), (4, 0)]);
     }
 }

@@ -1,6 +1,6 @@
 //! Tensors → totals: reading.
 
-use crate::blocks::{Block, Cut, Tensors, USUAL};
+use crate::blocks::{Block, Cut, USUAL};
 use crate::dtype::{Bf16, Dtype, Element, F16};
 use crate::error::room;
 use crate::isa::Isa;
@@ -8,6 +8,7 @@ use crate::kernels::{self, GATHER, Kernel};
 use crate::memory;
 use crate::moments::Merge;
 use crate::pool::Team;
+use crate::tensors::Tensors;
 use crate::view::View;
 
 /// One total for each tensor. A tensor that repeats an earlier one has the empty total.

@@ -39,8 +39,8 @@ struct Dim {
     stride: isize,
 }
 
-// SAFETY: a View is an address with a description. Whoever makes one promises (see `View::new`) that the memory may be used from any
-// thread for as long as the view is passed to the functions of this crate.
+// SAFETY: a View is an address with a description, and whoever makes one promises (see `View::new`) that any thread may use the memory
+// while a function of this crate does.
 unsafe impl Send for View {}
 // SAFETY: as for Send; a shared View gives no access that an owned one does not.
 unsafe impl Sync for View {}
@@ -53,8 +53,15 @@ impl View {
     /// [`Problem::Malformed`], [`Problem::TooLarge`], or [`Problem::NullData`] for elements without memory.
     ///
     /// # Safety
-    /// While the view is in use by this crate, every element that shape and strides reach from `data` must be valid for reads, and for
-    /// writes where the view is passed to [`apply()`](crate::apply()) or [`update()`](crate::update()), and nobody else may write it.
+    /// The view promises nothing about its memory while nobody uses it: it may be made of any address, compared, and put into lists, which
+    /// looks at addresses alone. But whenever a function of this crate runs that reads or writes the elements of a list with this view or
+    /// a clone of it in it,
+    ///
+    /// - the memory of every element that `shape` and `strides` (in elements of `dtype`) reach from `data` must be allocated, initialized
+    ///   and valid for reads by any thread; it need not be aligned;
+    /// - for the functions that write ([`apply()`](crate::apply()), [`apply_each()`](crate::apply_each()) and [`update()`](crate::update())),
+    ///   memory that they write must be valid for writes by any thread too, and nobody else may read or write it until they return;
+    /// - for all functions, nobody else may write memory that they read until they return. Others may read it meanwhile.
     pub unsafe fn new(data: *mut u8, dtype: Dtype, shape: &[i64], strides: Option<&[i64]>) -> Result<Self, Problem> {
         // SAFETY: the caller's promise.
         match unsafe { Self::together([data], [dtype], shape, [strides]) } {

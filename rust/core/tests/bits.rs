@@ -2,8 +2,6 @@
 
 mod common;
 
-use std::sync::Arc;
-
 use normclip_core::kernels::{Abs, Block, Clamp, Kernel, Map, Scale, SumOf};
 use normclip_core::{BLOCK, Bf16, Dtype, Element, F16, Isa, Team, Tensors, apply, norm};
 
@@ -52,7 +50,7 @@ fn is_general(order: f64) -> bool {
     ![2.0, 1.0, f64::INFINITY, f64::NEG_INFINITY, 0.0, 3.0, 4.0].contains(&order)
 }
 
-fn check_norms(tensors: &Arc<Tensors>, orders: &[f64]) {
+fn check_norms(tensors: &Tensors, orders: &[f64]) {
     for &order in orders {
         let first = norm(tensors, order, team(1, Isa::BASELINE));
         assert!(first > 0.0);

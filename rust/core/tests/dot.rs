@@ -2,8 +2,6 @@
 
 mod common;
 
-use std::sync::Arc;
-
 use normclip_core::{Dtype, Pairs, Problem, View, dot};
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -24,7 +22,7 @@ fn dtypes() -> impl Strategy<Value = (Dtype, Dtype)> {
 fn check(pairs: &[(Tensor, Tensor)], seed: u64) -> Result<(), TestCaseError> {
     let xs: Vec<f64> = pairs.iter().flat_map(|(x, _)| x.parts()).collect();
     let ys: Vec<f64> = pairs.iter().flat_map(|(_, y)| y.parts()).collect();
-    let list = Arc::new(Pairs::new(pairs.iter().map(|(x, y)| x.view_with(y)).collect()));
+    let list = Pairs::new(pairs.iter().map(|(x, y)| x.view_with(y)).collect());
     let teams = teams();
     let found = dot(&list, teams[seed as usize % teams.len()]);
     let (exact, total) = oracle::dot(&xs, &ys);
@@ -95,7 +93,7 @@ fn every_team_gives_the_same_bits() {
         pairs.push((tensor(x, &[60, 50], &[1, 61], random), tensor(y, &[60, 50], &[50, 1], random)));
     }
     check(&pairs[..2], 0).unwrap();
-    let list = Arc::new(Pairs::new(pairs.iter().map(|(x, y)| x.view_with(y)).collect()));
+    let list = Pairs::new(pairs.iter().map(|(x, y)| x.view_with(y)).collect());
     let bits = |team| {
         let found = dot(&list, team);
         [found.xy.value(), found.xx.norm(), found.yy.norm(), found.cosine()].map(f64::to_bits)
@@ -107,7 +105,7 @@ fn every_team_gives_the_same_bits() {
 fn a_pair_counts_once_and_its_members_as_often_as_they_meet_others() {
     let [x, y, z] = [[1.0, 2.0], [3.0, -1.0], [5.0, 7.0]].map(|parts| Tensor::dense(Dtype::F32, 2, 0).holding(&parts));
     let pairs = vec![x.view_with(&y), x.view_with(&z), x.view_with(&y), y.view_with(&x)];
-    let found = dot(&Arc::new(Pairs::new(pairs)), alone());
+    let found = dot(&Pairs::new(pairs), alone());
     assert_eq!(found.xy.value(), 1.0 + 19.0 + 1.0);
     assert_eq!((found.xx.norm(), found.yy.norm()), ((5.0 + 5.0 + 10.0f64).sqrt(), (10.0 + 74.0 + 5.0f64).sqrt()));
 }
@@ -116,7 +114,7 @@ fn a_pair_counts_once_and_its_members_as_often_as_they_meet_others() {
 fn numbers_that_are_not_finite_pass_through() {
     let dot_of = |x: f64, y: f64| {
         let [x, y] = [[x, 1.0], [y, 1.0]].map(|parts| Tensor::dense(Dtype::F64, 2, 0).holding(&parts));
-        dot(&Arc::new(Pairs::new(vec![x.view_with(&y)])), alone())
+        dot(&Pairs::new(vec![x.view_with(&y)]), alone())
     };
     assert!(dot_of(f64::NAN, 1.0).xy.value().is_nan() && dot_of(f64::NAN, 1.0).cosine().is_nan());
     assert_eq!(dot_of(f64::INFINITY, -1.0).xy.value(), f64::NEG_INFINITY);
@@ -129,7 +127,7 @@ fn cosines_at_the_ends_of_the_range() {
     for x in [1e-307, 1e-300, 1e-150, 1.0, 1e150, 1e307] {
         for y in [1e-307, 1e-300, 1e-150, 1.0, 1e150, 1e307] {
             let pair = [[x, x], [y, -0.5 * y]].map(|parts| Tensor::dense(Dtype::F64, 2, 0).holding(&parts));
-            let found = dot(&Arc::new(Pairs::new(vec![pair[0].view_with(&pair[1])])), alone()).cosine();
+            let found = dot(&Pairs::new(vec![pair[0].view_with(&pair[1])]), alone()).cosine();
             assert!((found - 0.1f64.sqrt()).abs() < 1e-15, "{x:e}, {y:e}: {found}");
         }
     }
@@ -140,7 +138,7 @@ fn small_elements_that_meet_large_ones_count() {
     let [tiny, small, large] = [1e-300, 1e-136, 1e136];
     let of = |x: &[f64], y: &[f64]| {
         let pair = [x, y].map(|parts| Tensor::dense(Dtype::F64, parts.len(), 0).holding(parts));
-        dot(&Arc::new(Pairs::new(vec![pair[0].view_with(&pair[1])])), alone()).xy.value()
+        dot(&Pairs::new(vec![pair[0].view_with(&pair[1])]), alone()).xy.value()
     };
     assert_eq!(of(&[large, 0.0, 1.0], &[0.0, large, 1.0]), 1.0);
     assert_eq!(of(&[1e300, small, 0.0], &[tiny, large, 1e300]), 2.0);
@@ -166,7 +164,7 @@ proptest! {
 #[test]
 fn zeros_meet_huge_numbers() {
     let pair = [[1e300, -1e200], [0.0, -0.0]].map(|parts| Tensor::dense(Dtype::F64, 2, 0).holding(&parts));
-    let found = dot(&Arc::new(Pairs::new(vec![pair[0].view_with(&pair[1])])), alone());
+    let found = dot(&Pairs::new(vec![pair[0].view_with(&pair[1])]), alone());
     assert_eq!((found.xy.value(), found.xx.norm(), found.yy.norm()), (0.0, 1e300, 0.0));
 }
 

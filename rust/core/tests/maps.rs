@@ -4,7 +4,7 @@ mod common;
 
 use half::{bf16, f16};
 use normclip_core::kernels::{Clamp, Map, Scale, ZeroNonfinite};
-use normclip_core::{Access, Dtype, Problem, Tensors, View, apply, apply_each};
+use normclip_core::{Dtype, Problem, View, WritableTensors, apply, apply_each};
 use proptest::prelude::*;
 use proptest::sample::select;
 
@@ -138,7 +138,7 @@ fn repeated_tensors_change_once() {
         let mut views: Vec<_> = tensors.iter().map(Tensor::view).collect();
         views.extend(tensors.iter().rev().map(Tensor::view_reversed));
         views.extend(tensors.iter().map(Tensor::view));
-        let list = Tensors::new(views, Access::Write).unwrap();
+        let list = WritableTensors::new(views).unwrap();
         // SAFETY: the tensors are ours and outlive the list.
         let changed = unsafe { apply(&list, Scale { coefficient: 0.5 }, team) };
         assert_eq!(changed, [0, 1, 3, 4], "the first of each, and not the empty one");
@@ -200,7 +200,7 @@ fn memory_within_the_limit_may_be_read_only() {
     unsafe {
         let memory = alloc::alloc_zeroed(layout);
         let view = View::new(memory, Dtype::F32, &[(BYTES / 4) as i64], None).unwrap();
-        let list = Tensors::new(vec![view], Access::Write).unwrap();
+        let list = WritableTensors::new(vec![view]).unwrap();
         assert_eq!(mprotect(memory.cast(), BYTES, READ), 0);
         for team in teams() {
             assert_eq!(apply(&list, Clamp { limit: 0.0 }, team), []);

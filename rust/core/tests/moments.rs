@@ -3,7 +3,7 @@
 mod common;
 
 use normclip_core::kernels::{Abs, Block, Count, Counts, Kernel, SumOf, SumSquares};
-use normclip_core::{Access, Dtype, Isa, Largest, Merge, Smallest, Squares, Sum, Tensors, merged, nonfinite, reduce};
+use normclip_core::{Dtype, Isa, Largest, Merge, Smallest, Squares, Sum, Tensors, merged, nonfinite, reduce};
 use proptest::prelude::*;
 
 use common::oracle::{Exact, is_close};
@@ -130,7 +130,7 @@ fn each_tensor_has_its_own_total() {
         .collect();
     let mut views: Vec<_> = tensors.iter().map(Tensor::view).collect();
     views.push(tensors[3].view_reversed());
-    let list = Tensors::new(views, Access::Read).unwrap();
+    let list = Tensors::new(views);
     for team in teams() {
         let totals = reduce(&list, SumOf(Abs), team);
         for (tensor, total) in tensors.iter().zip(&totals) {

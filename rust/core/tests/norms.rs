@@ -2,9 +2,7 @@
 
 mod common;
 
-use std::sync::Arc;
-
-use normclip_core::{Access, Dtype, Tensors, norm};
+use normclip_core::{Dtype, WritableTensors, norm};
 use proptest::prelude::*;
 use proptest::sample::select;
 
@@ -195,7 +193,7 @@ fn repeated_tensors_count_once() {
     let other = Tensor::dense(Dtype::F32, 77, 0).filled(Magnitudes::ORDINARY, &mut Random(2));
     let once = to_read([&matrix, &other]);
     let views = vec![matrix.view(), other.view(), matrix.view_reversed(), other.view()];
-    let repeated = Arc::new(Tensors::new(views, Access::Write).unwrap());
+    let repeated = WritableTensors::new(views).unwrap();
     assert_eq!((repeated.len(), repeated.bytes()), (once.len(), once.bytes()));
     for order in ORDERS {
         assert_eq!(norm(&repeated, order, alone()), norm(&once, order, alone()));

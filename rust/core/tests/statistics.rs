@@ -2,8 +2,6 @@
 
 mod common;
 
-use std::sync::Arc;
-
 use normclip_core::kernels::{Count, Statistics};
 use normclip_core::{Dtype, Merge, Moments, Team, Tensors, merged, norm, reduce};
 use proptest::prelude::*;
@@ -14,7 +12,7 @@ use common::random::{Magnitudes, Random};
 use common::tensor::Tensor;
 use common::{DTYPES, alone, cases, teams, to_read};
 
-fn moments(tensors: &Arc<Tensors>, finite_only: bool, team: Team) -> Moments {
+fn moments(tensors: &Tensors, finite_only: bool, team: Team) -> Moments {
     merged(reduce(tensors, Statistics { finite_only }, team))
 }
 

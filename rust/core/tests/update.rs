@@ -2,8 +2,6 @@
 
 mod common;
 
-use std::sync::Arc;
-
 use half::{bf16, f16};
 use normclip_core::kernels::Descend;
 use normclip_core::{BLOCK, Dtype, Problem, Team, TensorError, Updates, View, update};
@@ -32,7 +30,7 @@ impl Triple {
 }
 
 fn step(triples: &[Triple], numbers: Descend, team: Team) {
-    let updates = Arc::new(Updates::new(triples.iter().map(Triple::views).collect()).unwrap());
+    let updates = Updates::new(triples.iter().map(Triple::views).collect()).unwrap();
     // SAFETY: the tensors are ours.
     unsafe { update(&updates, move |_| numbers, team) };
 }
@@ -147,7 +145,7 @@ fn every_team_gives_the_same_bits() {
 fn each_parameter_by_its_own_numbers() {
     let ones = || Tensor::dense(Dtype::F32, 40, 0).holding(&[1.0; 40]);
     let triples = [Triple(ones(), None, ones()), Triple(ones(), Some(ones()), ones())];
-    let updates = Arc::new(Updates::new(triples.iter().map(Triple::views).collect()).unwrap());
+    let updates = Updates::new(triples.iter().map(Triple::views).collect()).unwrap();
     let numbers = |member: usize| Descend {
         coefficient: 0.5,
         lr: 1.0 + member as f64,

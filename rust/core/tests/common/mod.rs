@@ -6,9 +6,8 @@ pub(crate) mod random;
 pub(crate) mod tensor;
 
 use std::num::NonZero;
-use std::sync::Arc;
 
-use normclip_core::{Access, Dtype, Isa, Team, Tensors};
+use normclip_core::{Dtype, Isa, Team, Tensors, WritableTensors};
 use proptest::prelude::ProptestConfig;
 
 use tensor::Tensor;
@@ -33,17 +32,13 @@ pub(crate) fn alone() -> Team {
 }
 
 /// The tensors as a list to read.
-pub(crate) fn to_read<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Arc<Tensors> {
-    listed(tensors, Access::Read)
+pub(crate) fn to_read<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Tensors {
+    Tensors::new(tensors.into_iter().map(Tensor::view).collect())
 }
 
 /// The tensors as a list to write.
-pub(crate) fn to_write<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Arc<Tensors> {
-    listed(tensors, Access::Write)
-}
-
-fn listed<'a>(tensors: impl IntoIterator<Item = &'a Tensor>, access: Access) -> Arc<Tensors> {
-    Arc::new(Tensors::new(tensors.into_iter().map(Tensor::view).collect(), access).unwrap())
+pub(crate) fn to_write<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> WritableTensors {
+    WritableTensors::new(tensors.into_iter().map(Tensor::view).collect()).unwrap()
 }
 
 /// This many cases, unless `PROPTEST_CASES` says otherwise. Nothing is written into the source tree: a failure prints its input.
