@@ -3,12 +3,11 @@
 This is the door through which the rest of the package comes. The architecture document has a line for each module.
 """
 
-from normclip._backends.choose import collect, collect_grads, dot, failing_together, optimizer_step
-from normclip._backends.local import listed
-from normclip._backends.protocol import NORMS, AnyNorm, Batch, Member, Norm, Settings, Step
+from normclip._backends.choose import collect, collect_grads, dot, failing_together, moments, optimizer_step, warn_caller
+from normclip._backends.protocol import AnyNorm, Batch, Member, Norm, Settings, Step
+from normclip._backends.totals import hard_coefficient
 
 __all__ = [
-    "NORMS",
     "AnyNorm",
     "Batch",
     "Member",
@@ -19,6 +18,8 @@ __all__ = [
     "collect_grads",
     "dot",
     "failing_together",
-    "listed",
+    "hard_coefficient",
+    "moments",
     "optimizer_step",
+    "warn_caller",
 ]

@@ -82,8 +82,12 @@ def collect_grads(parameters: Any, *, writable: bool = False, process_groups: Se
     if hasattr(parameters, "__next__"):
         parameters = list(parameters)
     found = _grads(parameters, writable=writable, process_groups=process_groups)
-    if len(found) == 0 and (items := local.listed(parameters, "grad")) and not any(getattr(item, "requires_grad", True) for item in items):
-        _warn_caller(
+    if (
+        len(found) == 0
+        and (items := _core.listed(parameters, grads=True))
+        and not any(getattr(item, "requires_grad", True) for item in items)
+    ):
+        warn_caller(
             f"none of the {len(items)} tensors that were passed as parameters has a gradient, and none requires one, so nothing happens: "
             "pass parameters, such as model.parameters(), and not their gradients"
         )
@@ -107,7 +111,7 @@ def _grads(parameters: Any, *, writable: bool, process_groups: Sequence[ProcessG
     return Shards(parameters, grads=True, writable=writable, process_groups=process_groups or ())
 
 
-def _warn_caller(message: str) -> None:
+def warn_caller(message: str) -> None:
     """Warn whoever has called normclip, at the line of the call."""
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "normclip":
@@ -138,9 +142,13 @@ def failing_together(batch: Batch) -> Iterator[None]:
         raise
 
 
-def moments(found: DeviceList) -> Moments:
-    """The moments of tensors on devices, with which :meth:`normclip.Moments.of` comes here."""
-    return local.batch(found, _served).statistics()[0]
+def moments(tensors: Any) -> Moments:
+    """The moments of a tensor, or of the tensors of an iterable, as one vector.
+
+    Raises:
+        TypeError, ValueError: As for :func:`collect`, or one is a DTensor.
+    """
+    return local.collect(tensors, grads=False, served=_served).statistics()[0]
 
 
 def dot(xs: Any, ys: Any) -> tuple[float, float, float, float] | tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -20,8 +20,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from normclip._backends.parts import HUGE, SHRINK, Part, moved
+from normclip._backends.parts import Part, moved
 from normclip._backends.protocol import Norm
+from normclip._backends.totals import COLUMN, HUGE, SHRINK
 from normclip._backends.triton import change, elements, measure, merge, pairs
 from normclip._core import DeviceList
 
@@ -33,9 +34,9 @@ _WHAT = {
     0.0: measure.NONZEROS.value,
 }
 _BYTES_OF_TYPE = np.array([2, 2, 4, 8])
-# Where the columns of the kernels go in an array of moments. There sums have two places, the second of which stays 0, and squares come as
-# small, medium, large.
-_PLACES = np.array([0, 1, 2, 3, 4, 8, 6, 10, 12])
+# Where the columns of the kernels go in an array of moments. The rests of sums, which the kernels do not have, stay 0.
+_KERNELS = ("count", "zeros", "nans", "infs", "sum_abs", "medium", "small", "large", "largest")
+_PLACES = np.array([COLUMN[name] for name in _KERNELS])
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ class CudaPart:
             return Norm(exact, rounded)
 
     def moments(self, *, finite_only: bool) -> npt.NDArray[np.float64]:
-        rows = np.zeros((len(self._indices), 13))
+        rows = np.zeros((len(self._indices), len(COLUMN)))
         with _on(self.device):
             table = self._table()
             if table.chunks == 0:
@@ -191,7 +192,7 @@ class CudaPart:
             )
             found = moments.cpu().numpy()
         rows[np.searchsorted(self._indices, table.indices)[:, None], _PLACES] = found
-        rows[rows[:, 12] >= HUGE, 4] *= SHRINK
+        rows[rows[:, COLUMN["largest"]] >= HUGE, COLUMN["sum_abs"]] *= SHRINK
         return rows
 
     def _measure(self, table: Table, order: float, what: int, *, columns: int, finite_only: bool = False) -> torch.Tensor:

@@ -27,8 +27,3 @@ def batch(found: TensorList | DeviceList, served: Served = USUAL) -> Batch:
     from normclip._backends.devices import DeviceBatch
 
     return DeviceBatch(found, served)
-
-
-def listed(given: Any, attribute: str) -> list[Any]:
-    """One object that has the attribute by itself, else those of an iterable."""
-    return [given] if hasattr(given, attribute) else list(given)

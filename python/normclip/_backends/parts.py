@@ -12,9 +12,6 @@ from normclip._backends.protocol import Norm
 
 Array = npt.NDArray[np.float64]
 
-# In an array of moments, Σ|x| is multiplied by this where the largest |x| is so large: see `Largest::unit` in rust/core/src/moments.rs.
-HUGE, SHRINK = 2.0**960, 2.0**-64
-
 
 def moved(numbers: torch.Tensor, device: torch.device, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     """The numbers on a device, without waiting for them, but on the CPU, which would read them before they are there."""
@@ -28,7 +25,7 @@ class Part(Protocol):
 
     def norm(self, order: float, dtype: torch.dtype) -> Norm: ...
     def moments(self, *, finite_only: bool) -> Array:
-        """A row of 13 numbers for each tensor, as :meth:`normclip.Moments.to_array` gives them."""
+        """A row for each tensor, of the numbers that :meth:`normclip.Moments.to_array` gives."""
 
     def clip_(self, limit: float, norm: torch.Tensor, epsilon: float) -> None: ...
     def scale_(self, factor: float | torch.Tensor) -> None:

@@ -7,13 +7,13 @@ orders than 1, 2 and inf the norm and whether there are elements. Torch is impor
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from normclip._backends.totals import COLUMN, joined
 from normclip._core import Moments, strictly
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ Array: TypeAlias = "npt.NDArray[np.float64]"
 Merge: TypeAlias = Callable[[Array], Array]
 
 FAILED, DOUBLE, DIGEST, HEAD = range(4)
-WIDTH = HEAD + 13
+WIDTH = HEAD + len(COLUMN)
 """Numbers in a row: 128 bytes."""
 
 DIFFERENT = -1.0
@@ -37,32 +37,17 @@ def merged_moments(rows: Array) -> Array:
 
 
 def merged_norms(order: float) -> Merge:
-    r"""Merges the norms of parts into that of the whole, relative to the part that counts most, so that no power overflows.
-
-    .. math:: n = m \Big(\sum_r (n_r/m)^p\Big)^{1/p}
-    """
+    """Merges the norms of parts into that of the whole."""
 
     def merge(rows: Array) -> Array:
-        found = np.zeros(13)
+        found = np.zeros(len(COLUMN))
         norms = rows[rows[:, 1] > 0.0, 0]
         if len(norms) > 0:
-            found[:2] = strictly(_joined, norms, order), 1.0
+            with np.errstate(all="ignore"):
+                found[:2] = strictly(joined, np, norms, order), 1.0
         return found
 
     return merge
-
-
-def _joined(norms: Array, order: float) -> float:
-    largest, smallest = float(norms.max()), float(norms.min())  # NaN wins both
-    if order in (0.0, 1.0):
-        return float(norms.sum())
-    if order in (math.inf, -math.inf):
-        return largest if order > 0.0 else smallest
-    scale = largest if order > 0.0 else smallest
-    if not 0.0 < scale < math.inf:
-        return scale
-    with np.errstate(over="ignore", under="ignore"):
-        return float(scale * np.power(np.power(norms / scale, order).sum(), 1.0 / order))
 
 
 def merged(rows: Array, merge: Merge) -> Array:
@@ -113,7 +98,7 @@ def merged_each(table: Array, groups: Sequence[ProcessGroup]) -> Array:
     """A table of moments, each row merged with that of all ranks along each group in turn."""
     for group in groups:
         tables = gathered(table, group)
-        table = np.array([merged_moments(tables[:, index]) for index in range(len(table))]).reshape(-1, 13)
+        table = np.array([merged_moments(tables[:, index]) for index in range(len(table))]).reshape(-1, len(COLUMN))
     return table
 
 
