@@ -411,10 +411,13 @@ def test_nothing_leaks(call: str, c_api: bool, request: pytest.FixtureRequest) -
     watched = [*tensors, relay.array, torch.Tensor, np.ndarray, Relay]
     for _ in range(20):  # caches of all kinds fill
         calls()[call](tensors)
-    gc.collect()
-    references, blocks = [sys.getrefcount(item) for item in watched], sys.getallocatedblocks()
-    for _ in range(500):
-        calls()[call](tensors)
-    gc.collect()
-    assert [sys.getrefcount(item) for item in watched] == references
-    assert sys.getallocatedblocks() - blocks < 250, "less than half a block each call"
+    grown = []
+    for _ in range(3):  # what leaks does so each time; what else the process does meanwhile need not
+        gc.collect()
+        references, blocks = [sys.getrefcount(item) for item in watched], sys.getallocatedblocks()
+        for _ in range(500):
+            calls()[call](tensors)
+        gc.collect()
+        assert [sys.getrefcount(item) for item in watched] == references
+        grown.append(sys.getallocatedblocks() - blocks)
+    assert min(grown) < 250, "less than half a block each call"

@@ -11,7 +11,7 @@ import torch
 
 import normclip
 from normclip._core import DeviceList, TensorList
-from normclip.rules import Rule
+from normclip.rules import Formula, Rule
 
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"), reason="this torch lends no memory: its capsules keep what they export"
@@ -66,7 +66,7 @@ def test_what_is_gone_is_refused() -> None:
 
 
 @dataclass(frozen=True)
-class Meddling(Rule):
+class Meddling(Formula):
     """A rule that does something to tensors."""
 
     meddle: Callable[[], object]

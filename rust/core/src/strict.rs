@@ -4,16 +4,21 @@
 //! it. Results must not depend on that, nor on a rounding direction, and half precision is widened by way of subnormals. So whoever calls
 //! this crate from a thread that is not its own does it through [`strict()`]: sums and all that is derived from them are computed in there.
 
+use std::hint::black_box;
 use std::marker::PhantomData;
 
 /// The result of the work, done in IEEE arithmetic whatever this thread is set to. Afterwards the thread is as it was.
+///
+/// The compiler knows nothing of modes, and may move arithmetic, and calls of functions without effects, past the instructions that set
+/// them. It may not move anything past what it cannot look into: what the work starts from is only known once the mode is set, and the mode
+/// is restored once the result is known.
 #[inline]
 pub fn strict<T>(work: impl FnOnce() -> T) -> T {
     let _strict = StrictFloats::enter();
-    apart(work)
+    black_box(apart(black_box(work)))
 }
 
-/// Not inlined: the compiler knows nothing of modes, and may move arithmetic past the instructions that set them, but not out of a call.
+/// Not inlined, so that no constant of the work is computed with outside.
 #[inline(never)]
 fn apart<T>(work: impl FnOnce() -> T) -> T {
     work()
