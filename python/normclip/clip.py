@@ -188,7 +188,7 @@ def clip_grad_norm_(
     else:
         raise ValueError("pass either max_norm, a number, or rule, one of normclip.rules")
     norm_type = check_order("norm_type", norm_type)
-    parameters = generated(parameters)
+    parameters = read_generator(parameters)
     taken = collect_grads(parameters, writable=rule.writes, process_groups=process_groups)
     norm = taken.norm(norm_type)
     if error_if_nonfinite:
@@ -197,7 +197,7 @@ def clip_grad_norm_(
     return as_tensor(norm, taken)
 
 
-def generated(parameters: Parameters) -> Parameters:
+def read_generator(parameters: Parameters) -> Parameters:
     """The parameters, those of a generator as a list, as it can be read only once. Warns of an empty generator, as torch does."""
     if isinstance(parameters, types.GeneratorType):
         parameters = list(parameters)

@@ -207,7 +207,7 @@ def clip_grad_norm_(
     parameters: Parameters, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False, foreach: bool | None = None
 ) -> torch.Tensor:
     """:func:`normclip.clip_grad_norm_`, of which a monitor may be told."""
-    parameters = clip.generated(parameters)
+    parameters = clip.read_generator(parameters)
     watchers = _watchers()
     watched = [watcher.monitor for watcher in watchers]
     monitors = [patch.monitor for patch in tuple(_active) if patch.monitor is not None and patch.monitor not in watched]

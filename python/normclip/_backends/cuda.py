@@ -24,7 +24,7 @@ from normclip._backends.parts import Part, moved
 from normclip._backends.protocol import Norm
 from normclip._backends.totals import COLUMN, HUGE, SHRINK
 from normclip._backends.triton import change, elements, measure, merge, pairs
-from normclip._core import DeviceList
+from normclip._core import MOMENTS, DeviceList
 
 _WHAT = {
     2.0: measure.SQUARES.value,
@@ -171,7 +171,7 @@ class CudaPart:
             return Norm(exact, rounded)
 
     def moments(self, *, finite_only: bool) -> npt.NDArray[np.float64]:
-        rows = np.zeros((len(self._indices), len(COLUMN)))
+        rows = np.zeros((len(self._indices), len(MOMENTS)))
         with _on(self.device):
             table = self._table()
             if table.chunks == 0:

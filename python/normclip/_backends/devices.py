@@ -19,7 +19,7 @@ from normclip import _core
 from normclip._backends.parts import Array, Part, moved
 from normclip._backends.protocol import Norm, Served
 from normclip._backends.totals import COLUMN, hard_coefficient, joined
-from normclip._core import DeviceList, Moments, TensorList
+from normclip._core import MOMENTS, DeviceList, Moments, TensorList
 
 # The kind of device of tensors without memory, by which DLPack knows none.
 _ABSTRACT = -1
@@ -38,7 +38,7 @@ class _CpuPart:
         return Norm(exact, exact.to(dtype))
 
     def moments(self, *, finite_only: bool) -> Array:
-        return np.frombuffer(self._tensors.moments(finite_only=finite_only)).reshape(-1, len(COLUMN))
+        return np.frombuffer(self._tensors.moments(finite_only=finite_only)).reshape(-1, len(MOMENTS))
 
     def clip_(self, limit: float, norm: torch.Tensor, epsilon: float) -> None:
         self._tensors.clip_(limit, float(norm), epsilon)
@@ -126,7 +126,7 @@ class DeviceBatch:
         return [(name, int(nans), int(infs)) for name, (nans, infs) in rows if nans + infs > 0]
 
     def _moments(self, *, finite_only: bool) -> Array:
-        rows = np.zeros((len(self), len(COLUMN)))
+        rows = np.zeros((len(self), len(MOMENTS)))
         for part, indices in self._read(moduli=True):
             rows[indices] = part.moments(finite_only=finite_only)
         return rows

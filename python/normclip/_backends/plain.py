@@ -18,6 +18,7 @@ import torch
 from normclip._backends.parts import Part, moved
 from normclip._backends.protocol import Norm
 from normclip._backends.totals import COLUMN, HUGE, SHRINK, hard_coefficient
+from normclip._core import MOMENTS
 
 _UP = 2.0**538
 _SAFE = (2.0**-900, 2.0**900)
@@ -65,7 +66,7 @@ class TorchPart:
         return Norm(exact, exact.to(self._wide if self._wide == torch.float32 else dtype))
 
     def moments(self, *, finite_only: bool) -> npt.NDArray[np.float64]:
-        rows = np.zeros((len(self._tensors), len(COLUMN)))
+        rows = np.zeros((len(self._tensors), len(MOMENTS)))
         for index in self._firsts:
             x = self._widened(self._tensors[index])
             if x.numel() == 0:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from normclip._backends.totals import COLUMN, joined
-from normclip._core import Moments, strictly
+from normclip._backends.totals import joined
+from normclip._core import MOMENTS, Moments, strictly
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,7 @@ Array: TypeAlias = "npt.NDArray[np.float64]"
 Merge: TypeAlias = Callable[[Array], Array]
 
 FAILED, DOUBLE, DIGEST, HEAD = range(4)
-WIDTH = HEAD + len(COLUMN)
+WIDTH = HEAD + len(MOMENTS)
 """Numbers in a row: 128 bytes."""
 
 DIFFERENT = -1.0
@@ -40,7 +40,7 @@ def merged_norms(order: float) -> Merge:
     """Merges the norms of parts into that of the whole."""
 
     def merge(rows: Array) -> Array:
-        found = np.zeros(len(COLUMN))
+        found = np.zeros(len(MOMENTS))
         norms = rows[rows[:, 1] > 0.0, 0]
         if len(norms) > 0:
             with np.errstate(all="ignore"):
@@ -98,7 +98,7 @@ def merged_each(table: Array, groups: Sequence[ProcessGroup]) -> Array:
     """A table of moments, each row merged with that of all ranks along each group in turn."""
     for group in groups:
         tables = gathered(table, group)
-        table = np.array([merged_moments(tables[:, index]) for index in range(len(table))]).reshape(-1, len(COLUMN))
+        table = np.array([merged_moments(tables[:, index]) for index in range(len(table))]).reshape(-1, len(MOMENTS))
     return table
 
 

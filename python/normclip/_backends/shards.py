@@ -41,8 +41,7 @@ from normclip._backends.ranks import (
     merged_moments,
     merged_norms,
 )
-from normclip._backends.totals import COLUMN
-from normclip._core import NORMS, Moments, listed
+from normclip._core import MOMENTS, NORMS, Moments, listed
 
 # A mesh of several dimensions that spans the whole world is gathered at once up to this size. Larger ones, and parts of the world, are
 # gathered dimension by dimension, where a rank receives the sum of their sizes and not the product.
@@ -173,7 +172,7 @@ class Shards:
             return total, [], table
         labels = 1 + max(groups)
         cells = [home * labels + group for home, group in zip(self._homes, groups, strict=True)]
-        tables = np.array(self._merged(cells, (1 + len(self._meshes)) * labels)).reshape(-1, labels, len(COLUMN))
+        tables = np.array(self._merged(cells, (1 + len(self._meshes)) * labels)).reshape(-1, labels, len(MOMENTS))
         whole = np.array([tables[0], *map(merged_each, tables[1:], self._meshes.values())])
         return total, [Moments.from_array(merged_moments(whole[:, label])) for label in range(labels)], table
 
@@ -181,7 +180,7 @@ class Shards:
         """Of each whole tensor, what ``statistics`` has found."""
         self._check_same()
         rows = np.array(
-            [moments.to_array() if counts else np.zeros(len(COLUMN)) for moments, counts in zip(self._each, self._counts, strict=True)]
+            [moments.to_array() if counts else np.zeros(len(MOMENTS)) for moments, counts in zip(self._each, self._counts, strict=True)]
         )
         for home, groups in enumerate(self._meshes.values(), 1):
             here = [index for index, at in enumerate(self._homes) if at == home]
@@ -214,7 +213,7 @@ class Shards:
             Exception: This rank has failed: what it has failed with.
             RuntimeError: Another rank has.
         """
-        parts = [np.zeros(len(COLUMN))] * (1 + len(self._meshes))
+        parts = [np.zeros(len(MOMENTS))] * (1 + len(self._meshes))
         if self._error is None:
             try:
                 parts = measure()
@@ -243,7 +242,7 @@ class Shards:
         parts = 1 + len(self._meshes)
         places = [home if counts else parts for home, counts in zip(self._homes, self._counts, strict=True)]
         sums = [moments.to_array() for moments in self._read.statistics(places)[1]]
-        return [*sums, *[np.zeros(len(COLUMN))] * parts][:parts]
+        return [*sums, *[np.zeros(len(MOMENTS))] * parts][:parts]
 
     def _merged(self, places: list[int], number: int) -> list[Array]:
         sums = [Moments()] * number
@@ -258,7 +257,7 @@ class Shards:
             places = zip(self._measured, self._homes, self._counts, strict=True)
             tensors = [tensor for tensor, at, counts in places if at == home and counts]
             elements = any(math.prod(tensor.shape) for tensor in tensors)
-            rows.append(np.array([float(local.collect(tensors, grads=False).norm(order)), float(elements), *[0.0] * (len(COLUMN) - 2)]))
+            rows.append(np.array([float(local.collect(tensors, grads=False).norm(order)), float(elements), *[0.0] * (len(MOMENTS) - 2)]))
         return rows
 
     def _check_same(self) -> None:
