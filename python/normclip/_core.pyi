@@ -8,10 +8,10 @@ __all__ = [
     "FIGURES",
     "MOMENTS",
     "NORMS",
-    "Descent",
     "DeviceList",
     "Moments",
     "NotOnCPU",
+    "Step",
     "TensorList",
     "__version__",
     "check_pairs",
@@ -113,10 +113,10 @@ class TensorList:
     def __len__(self) -> int: ...
 
 @final
-class Descent:
-    def __new__(cls, members: list[tuple[int, int, Any, Any, Any | None, bool]]) -> Descent: ...
+class Step:
+    def __new__(cls, members: list[tuple[int, int, Any, Any, list[Any], bool]]) -> Step: ...
     @staticmethod
-    def check(members: list[tuple[int, int, Any, Any, Any | None, bool]]) -> None: ...
+    def check(members: list[tuple[int, int, Any, Any, list[Any], bool]]) -> None: ...
     def norm(self) -> float: ...
     def step_(self, coefficient: float, settings: list[Any]) -> list[Any]: ...
 

@@ -43,7 +43,7 @@ def optimizer_step(members: list[Member]) -> Step:
     """
     if _served is USUAL:
         try:
-            return _core.Descent(members)
+            return _core.Step(members)
         except NotOnCPU:
             pass
     from normclip._backends.steps import DeviceStep

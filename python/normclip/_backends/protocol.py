@@ -69,9 +69,9 @@ class Batch(Protocol):
         """Refuse tensors that have got other memory since they were checked. Asked where code of others has run, before writing."""
 
 
-Member: TypeAlias = "tuple[int, int, torch.Tensor, torch.Tensor, torch.Tensor | None, bool]"
-"""A parameter of an optimizer: its group and its place there, the tensor, its gradient, its momentum buffer, if there is one, and whether
-that is new: it holds zeros, and takes all of the first direction."""
+Member: TypeAlias = "tuple[int, int, torch.Tensor, torch.Tensor, list[torch.Tensor], bool]"
+"""A parameter of an optimizer: its group and its place there, the tensor, its gradient, the tensors that the optimizer keeps for it (its
+states: for SGD the momentum buffer, or none), and whether these are new and hold zeros."""
 
 
 class Settings(NamedTuple):

@@ -1,4 +1,4 @@
-"""Steps of gradient descent on tensors that are not, or not all, in CPU memory, by torch operations. Nothing waits for a device."""
+"""Steps of SGD on tensors that are not, or not all, in CPU memory, by torch operations. Nothing waits for a device."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class DeviceStep:
     """A :class:`~normclip._backends.protocol.Step` of tensors on any devices."""
 
     def __init__(self, members: list[Member], served: Served) -> None:
-        _core.Descent.check(members)
+        _core.Step.check(members)
         self._members = members
         self._gradients = local.collect([gradient for _, _, _, gradient, _, _ in members], grads=False, served=served)
 
@@ -25,10 +25,10 @@ class DeviceStep:
 
     def step_(self, coefficient: float | Tensor, settings: list[Settings]) -> list[Any]:
         alike: dict[tuple[Any, ...], list[tuple[Tensor, Tensor, Tensor | None]]] = {}
-        for number, _, parameter, gradient, buffer, new in self._members:
+        for number, _, parameter, gradient, states, new in self._members:
             # A new buffer takes all of the first direction.
             group = settings[number]._replace(dampening=0.0) if new else settings[number]
-            alike.setdefault((group, parameter.device, parameter.dtype), []).append((parameter, gradient, buffer))
+            alike.setdefault((group, parameter.device, parameter.dtype), []).append((parameter, gradient, states[0] if states else None))
         for (group, device, dtype), triples in alike.items():
             factor = torch.as_tensor(coefficient, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
             _step(triples, factor.to(device, non_blocking=True), group)

@@ -106,17 +106,17 @@ class ClippedOptimizer(torch.optim.Optimizer):
         with self.rule.applying(exact) as coefficient:
             mark_written(taken.step_(coefficient, settings))
         self.last_norm, self.last_coefficient = exact, coefficient
-        for _, _, parameter, _, buffer, new in members:
+        for _, _, parameter, _, states, new in members:
             if new:
-                self.state[parameter][self._kept] = buffer
+                self.state[parameter][self._kept] = states[0]
         return loss
 
     def _member(self, group: int, place: int, parameter: Tensor) -> Member:
         gradient = cast(Tensor, parameter.grad)
         if not self._keeps(self.param_groups[group]):
-            return group, place, parameter, gradient, None, False
+            return group, place, parameter, gradient, [], False
         kept: Tensor | None = self.state[parameter].get(self._kept) if parameter in self.state else None
-        return group, place, parameter, gradient, torch.zeros_like(parameter) if kept is None else kept, kept is None
+        return group, place, parameter, gradient, [torch.zeros_like(parameter) if kept is None else kept], kept is None
 
     def _settings_of(self, groups: list[dict[str, Any]]) -> list[Settings]:
         return [self._settings_of_group(number, group) for number, group in enumerate(groups)]

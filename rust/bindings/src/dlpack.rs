@@ -39,7 +39,7 @@ pub(crate) struct DataType {
     pub(crate) lanes: u16,
 }
 
-/// `DLTensor`, as a producer fills it in. It can be used once it is checked.
+/// `DLTensor`, as a producer fills it in, to be used by what [`RawTensor::checked`] makes of it.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct RawTensor {
@@ -53,8 +53,12 @@ pub(crate) struct RawTensor {
 }
 
 impl RawTensor {
-    /// The tensor, if there are the numbers that it needs. Whether these make sense is for `View` to say.
-    pub(crate) fn checked(self) -> Result<Tensor, Problem> {
+    /// The tensor, if it has the numbers that it needs. Whether its shape and strides describe memory is checked by `View`.
+    ///
+    /// # Safety
+    /// A producer of DLPack tensors has filled it in. The result must not be used after its shape and strides are gone: those of a tensor from
+    /// a capsule live as long as the capsule, those of a borrowed tensor until any Python code runs, which may free or resize the object.
+    pub(crate) unsafe fn checked(self) -> Result<Tensor, Problem> {
         let rank = usize::try_from(self.ndim).map_err(|_| Problem::Malformed)?;
         if rank > 0 && self.shape.is_null() {
             return Err(Problem::Malformed);
@@ -70,7 +74,7 @@ impl RawTensor {
     }
 }
 
-/// A tensor whose numbers are there. They are its producer's, who keeps them as long as the object and the capsule live.
+/// A tensor with the numbers that it needs. Shape and strides are in its producer's memory: see [`RawTensor::checked`] for how long.
 #[derive(Clone, Copy)]
 pub(crate) struct Tensor {
     start: *mut u8,
@@ -98,7 +102,7 @@ impl Tensor {
     }
 
     fn numbers(&self, start: *const i64) -> Option<&[i64]> {
-        // SAFETY: DLPack promises `ndim` numbers there, alive as long as the tensor, which its owner keeps.
+        // SAFETY: DLPack promises `ndim` numbers there, and whoever called `RawTensor::checked`, that they still are.
         (self.rank > 0 && !start.is_null()).then(|| unsafe { slice::from_raw_parts(start, self.rank) })
     }
 }

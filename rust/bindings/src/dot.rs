@@ -63,8 +63,14 @@ impl Pair<'_, '_> {
         self.check([x.shape(), y.shape()], [*x_dtype, *y_dtype])?;
         // SAFETY: `dot` keeps the owners until it returns, and has borrowed what has none after the last Python code ran. That no other
         // thread writes or frees the memory meanwhile is up to the caller in Python.
-        let views = unsafe { View::together([x.start(), y.start()], [*x_dtype, *y_dtype], x.shape(), [x.strides(), y.strides()]) };
-        views.map_err(|(side, problem)| self.names[side].fault(TensorError { index: self.index, problem }, self.objects[side]))
+        let [x_view, y_view] = unsafe {
+            [
+                View::new(x.start(), *x_dtype, x.shape(), x.strides()),
+                View::in_order_of(x.strides(), y.start(), *y_dtype, y.shape(), y.strides()),
+            ]
+        };
+        let fault = |side: usize| move |problem| self.names[side].fault(TensorError { index: self.index, problem }, self.objects[side]);
+        Ok([x_view.map_err(fault(0))?, y_view.map_err(fault(1))?])
     }
 }
 

@@ -3,10 +3,10 @@
 //! There are three ways, tried in this order: the C exchange API of the object's type (torch since 2.10), which lends a tensor; the versioned
 //! capsule of `__dlpack__`, which says whether it may be written; and the capsule of older producers, which does not.
 //!
-//! A capsule keeps its memory alive. A borrowed tensor does not, and the shape and strides that it points to are torch's as well: it is valid
-//! until the tensor is freed or gets other memory, which only Python code does. So there are two rules. A [`View`], which has copies of shape
-//! and strides, is made of it before anything else runs. And as the other two ways run Python code, the caller asks
-//! [`Extractor::ran_python`] after the last object, and borrows what was borrowed once more if it says so.
+//! A capsule keeps its memory alive. A borrowed tensor does not, and the shape and strides that it points to are in torch's memory too: it is
+//! valid until the object is freed or gets other memory, which only Python code does. A [`View`] has copies of shape and strides, but what it
+//! describes is valid no longer. As the other two ways run Python code, whoever extracts several objects asks [`Extractor::ran_python`] after
+//! the last one, and if it has run, first of all borrows again what was borrowed.
 
 use std::ptr;
 
@@ -267,7 +267,9 @@ impl<'a, 'py> Extractor<'a, 'py> {
     }
 
     fn checked(&self, index: usize, object: &Bound<'py, PyAny>, tensor: RawTensor) -> PyResult<dlpack::Tensor> {
-        tensor.checked().map_err(|problem| self.names.fault(TensorError { index, problem }, object))
+        // SAFETY: all that comes here is of a producer. Callers use a borrowed tensor before Python code runs, or borrow it again (see
+        // `ran_python`), and keep the capsules of the others.
+        unsafe { tensor.checked() }.map_err(|problem| self.names.fault(TensorError { index, problem }, object))
     }
 
     fn view(&self, index: usize, object: &Bound<'py, PyAny>, tensor: &dlpack::Tensor) -> PyResult<View> {

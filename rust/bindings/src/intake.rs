@@ -3,7 +3,7 @@
 //! Every list of tensors begins here. [`Given`] lists the objects, [`Memory`] is where their elements are, and [`Sources`] is what a list
 //! keeps of the objects as long as it uses that memory.
 
-use normclip_core::{Problem, TensorError, View};
+use normclip_core::{TensorError, View, check_real};
 use pyo3::exceptions::PyTypeError;
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -203,10 +203,7 @@ impl Sources {
         if let Some(index) = self.uncoalesced {
             return Err(self.names.uncoalesced(index, self.objects[index].bind(py)));
         }
-        match views.iter().position(|view| view.dtype().is_complex()) {
-            Some(index) => Err(self.fault(py, TensorError { index, problem: Problem::Complex })),
-            None => Ok(()),
-        }
+        check_real(views).map_err(|error| self.fault(py, error))
     }
 
     /// Refuses tensors that are borrowed and whose memory has been freed or exchanged since `views` was made. To be called when Python code

@@ -1,19 +1,18 @@
 //! `normclip._core`: extract, detach, call, map the error.
 //!
 //! ```text
-//! device                         tensors on any devices, and which kind of list tensors make
-//! list · dot · descent           operations on tensors in CPU memory
-//! intake                         what users pass → the objects in it → their memory
-//! extract                        an object → a `View` of its elements
-//! producer · moments             how objects give access to their memory; the class `Moments`
-//! compute                        calls of the core, in IEEE arithmetic
-//! dlpack · names · figures · threads  C structs; objects in errors; figures of moments; how many threads
+//! device                              tensors on any devices; which kind of list some tensors make
+//! list · dot · step                   operations on tensors in CPU memory
+//! intake                              what users pass → the objects in it → their memory
+//! extract                             an object → a `View` of its elements
+//! producer · moments                  how objects give access to their memory; the class `Moments`
+//! compute                             calls of the core, in IEEE arithmetic
+//! dlpack · names · figures · threads  C structs; objects in errors; figures of moments; threads and instruction sets
 //! ```
 //!
 //! A module uses those in the rows below its own.
 
 mod compute;
-mod descent;
 mod device;
 mod dlpack;
 mod dot;
@@ -24,6 +23,7 @@ mod list;
 mod moments;
 mod names;
 mod producer;
+mod step;
 mod threads;
 
 use pyo3::prelude::*;
@@ -34,8 +34,6 @@ use pyo3::types::{IntoPyDict, PyTuple};
 mod _core {
     #[pymodule_export]
     use super::compute::{hard_coefficient, strictly};
-    #[pymodule_export]
-    use super::descent::Descent;
     #[pymodule_export]
     use super::device::{DeviceList, collect, collect_grads};
     #[pymodule_export]
@@ -48,6 +46,8 @@ mod _core {
     use super::list::TensorList;
     #[pymodule_export]
     use super::moments::Moments;
+    #[pymodule_export]
+    use super::step::Step;
     #[pymodule_export]
     use super::threads::{get_num_threads, isa, set_num_threads};
 

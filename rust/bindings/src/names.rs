@@ -12,8 +12,17 @@ pub(crate) enum Names {
     Tensors(Cow<'static, str>),
     /// They are the gradients of the parameters at these positions.
     Grads(Vec<usize>),
-    /// They are the parameters of an optimizer, each by its group and its place there, and each followed by its momentum buffer and its gradient.
-    Members(Vec<(usize, usize)>),
+    /// They are parameters of an optimizer, by group and place there, and what belongs to them.
+    Members(Vec<(usize, usize, Role)>),
+}
+
+/// What a tensor is to an optimizer.
+#[derive(Clone, Copy)]
+pub(crate) enum Role {
+    Parameter,
+    /// What the optimizer keeps for the parameter from step to step, by this name.
+    State(&'static str),
+    Gradient,
 }
 
 impl Names {
@@ -30,15 +39,17 @@ impl Names {
                 Some(position) => format!("parameters[{position}].grad"),
                 None => format!("gradient {index}"),
             },
-            Self::Members(places) => {
-                let (group, place) = places.get(index / 3).copied().unwrap_or_default();
-                let parameter = format!("param_groups[{group}]['params'][{place}]");
-                match index % 3 {
-                    0 => parameter,
-                    1 => format!("the momentum buffer of {parameter}"),
-                    _ => format!("{parameter}.grad"),
+            Self::Members(roles) => match roles.get(index) {
+                Some((group, place, role)) => {
+                    let parameter = format!("param_groups[{group}]['params'][{place}]");
+                    match role {
+                        Role::Parameter => parameter,
+                        Role::State(name) => format!("the {name} of {parameter}"),
+                        Role::Gradient => format!("{parameter}.grad"),
+                    }
                 }
-            }
+                None => format!("tensor {index}"),
+            },
         }
     }
 

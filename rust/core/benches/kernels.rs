@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use normclip_core::kernels::{
-    Abs, Block, Clamp, Count, Descend, Integer, Kernel, Map, MaxAbs, MinAbs, Real, Scale, Statistics, SumOf, SumPowers, SumSquares,
+    Abs, Clamp, Count, Elements, Integer, Kernel, Map, MaxAbs, MinAbs, Real, Scale, Sgd, Statistics, SumOf, SumPowers, SumSquares, Update,
 };
 use normclip_core::{BLOCK, Bf16, Element, F16, Isa};
 
@@ -18,7 +18,7 @@ fn reduce<E: Element, K: Kernel>(c: &mut Criterion, name: &str, dtype: &str, ker
     let mut group = c.benchmark_group(name);
     group.throughput(Throughput::Bytes(size_of_val(values.as_slice()) as u64));
     for isa in Isa::available() {
-        group.bench_function(BenchmarkId::new(dtype, isa.name()), |b| b.iter(|| kernel.block(&Block::slice(isa, black_box(&values)))));
+        group.bench_function(BenchmarkId::new(dtype, isa.name()), |b| b.iter(|| kernel.block(&Elements::slice(isa, black_box(&values)))));
     }
 }
 
@@ -31,17 +31,17 @@ fn map<E: Element, M: Map>(c: &mut Criterion, name: &str, dtype: &str, map: M) {
     }
 }
 
-fn descend<E: Element>(c: &mut Criterion, dtype: &str, momentum: f64) {
+fn sgd<E: Element>(c: &mut Criterion, dtype: &str, momentum: f64) {
     let [mut parameters, mut buffer, gradients] = [(); 3].map(|()| values::<E>());
-    let (name, passes) = if momentum == 0.0 { ("descend", 3) } else { ("descend_momentum", 5) };
+    let (name, passes) = if momentum == 0.0 { ("sgd", 3) } else { ("sgd_momentum", 5) };
     let mut group = c.benchmark_group(name);
     group.throughput(Throughput::Bytes(passes * size_of_val(gradients.as_slice()) as u64));
-    let numbers = Descend { coefficient: 0.5, lr: 1e-3, momentum, dampening: 0.0, nesterov: false, weight_decay: 0.0 };
+    let sgd = Sgd { coefficient: 0.5, lr: 1e-3, momentum, dampening: 0.0, nesterov: false, weight_decay: 0.0 };
     for isa in Isa::available() {
         group.bench_function(BenchmarkId::new(dtype, isa.name()), |b| {
             b.iter(|| {
-                let buffer = (momentum != 0.0).then_some(buffer.as_mut_slice());
-                numbers.apply(isa, black_box(&mut parameters), black_box(buffer), black_box(&gradients));
+                let states = &mut [buffer.as_mut_slice()][..usize::from(momentum != 0.0)];
+                sgd.apply(isa, black_box(&mut parameters), black_box(states), black_box(&gradients));
             });
         });
     }
@@ -58,8 +58,8 @@ fn all<E: Element>(c: &mut Criterion, dtype: &str) {
     reduce::<E, _>(c, "power_2.5", dtype, SumPowers(Real(2.5)));
     map::<E, _>(c, "scale", dtype, Scale { coefficient: -1.0 });
     map::<E, _>(c, "clamp", dtype, Clamp { limit: 0.25 });
-    descend::<E>(c, dtype, 0.0);
-    descend::<E>(c, dtype, 0.9);
+    sgd::<E>(c, dtype, 0.0);
+    sgd::<E>(c, dtype, 0.9);
 }
 
 fn kernels(c: &mut Criterion) {

@@ -1,11 +1,14 @@
-//! Tensors → the same tensors, changed in place: writing.
+//! Tensors → the same tensors, changed in place.
 
-use crate::blocks::{Block, USUAL};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::blocks::Block;
 use crate::dtype::{Bf16, Dtype, Element, F16};
+use crate::error::room;
 use crate::isa::Isa;
 use crate::kernels::{GATHER, Map};
 use crate::memory;
-use crate::pool::Team;
+use crate::team::Team;
 use crate::tensors::WritableTensors;
 use crate::view::View;
 
@@ -23,22 +26,20 @@ pub unsafe fn apply<M: Map>(tensors: &WritableTensors, map: M, team: Team) -> Ve
 /// # Safety
 /// As for [`apply()`].
 pub unsafe fn apply_each<M: Map>(tensors: &WritableTensors, map_of: impl Fn(usize) -> Option<M> + Sync, team: Team) -> Vec<usize> {
-    // Nobody finds their tensors half-changed.
-    let team = team.for_bytes(tensors.bytes()).to_the_end();
+    let team = team.for_bytes(tensors.bytes()).uninterrupted();
     let (cut, views) = (tensors.cut(), tensors.views());
     let pieces = cut.pieces();
-    let changed = team.map(pieces, |piece| {
-        // From the end: what a measurement has read last is still in the cache.
-        let blocks = cut.piece(pieces - 1 - piece);
-        let change = |block: &Block| map_of(block.tensor).is_some_and(|map| apply_block(&views[block.tensor], *block, map, team.isa));
-        let mut changed = Vec::with_capacity(USUAL);
-        changed.extend(blocks.filter(change).map(|block| block.tensor));
-        changed
+    let mut changed: Vec<AtomicBool> = room(views.len());
+    changed.resize_with(views.len(), AtomicBool::default);
+    team.run(pieces, |piece| {
+        // From the end: what a measurement has read last is still in cache.
+        for block in cut.piece(pieces - 1 - piece) {
+            if map_of(block.tensor).is_some_and(|map| apply_block(&views[block.tensor], block, map, team.isa)) {
+                changed[block.tensor].store(true, Ordering::Relaxed);
+            }
+        }
     });
-    let mut changed: Vec<usize> = changed.into_iter().flatten().collect();
-    changed.sort_unstable();
-    changed.dedup();
-    changed
+    changed.into_iter().enumerate().filter_map(|(index, changed)| changed.into_inner().then_some(index)).collect()
 }
 
 fn apply_block<M: Map>(view: &View, block: Block, map: M, isa: Isa) -> bool {

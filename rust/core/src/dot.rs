@@ -6,11 +6,11 @@ use crate::isa::Isa;
 use crate::kernels::{GATHER, Products, dot as dot_block};
 use crate::memory;
 use crate::moments::{Merge, merged};
-use crate::pool::Team;
 use crate::reduce::each_block;
+use crate::team::Team;
 use crate::view::View;
 
-/// Pairs of tensors, each described together by [`View::together`]. The same pair of memory twice counts once.
+/// Pairs of tensors of the same shape. The same pair of memory twice counts once.
 #[derive(Debug)]
 pub struct Pairs {
     pairs: Vec<[View; 2]>,
@@ -19,7 +19,7 @@ pub struct Pairs {
 }
 
 impl Pairs {
-    /// Cuts up the pairs.
+    /// The list of these pairs, the second of each in the order of the first (see [`View::in_order_of`]).
     pub fn new(mut pairs: Vec<[View; 2]>) -> Self {
         let mut seen = std::collections::HashSet::with_capacity(pairs.len());
         pairs.retain(|[x, y]| x.is_empty() || seen.insert((x.clone(), y.clone())));

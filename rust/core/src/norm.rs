@@ -5,8 +5,8 @@
 
 use crate::kernels::{Abs, Count, Counts, Integer, MaxAbs, MinAbs, Real, SumOf, SumPowers, SumSquares};
 use crate::moments::canonical;
-use crate::pool::Team;
 use crate::reduce::{reduce, reduce_all};
+use crate::team::Team;
 use crate::tensors::Tensors;
 
 /// ‖x‖ of the given order: (Σ|x|^p)^(1/p), max|x| for ∞, min|x| for −∞, the number of elements that are not 0 for 0.

@@ -1,8 +1,8 @@
-//! Threads: a team that claims work piece by piece.
+//! Threads: a job is claimed piece by piece.
 //!
-//! The calling thread always works, and helpers join it when they wake. It waits for those that have joined, never for helpers that were not
-//! needed: when another library's threads keep a core busy, the caller just does more of the work itself. Whatever happens, a panic
-//! included, nobody works any more when the call is over, so the work may borrow what it needs.
+//! The calling thread always works, and helpers join it when they wake. It waits for those that have joined, and not for helpers that wake
+//! too late: where another library's threads keep a core busy, the caller does more of the work itself. However a job ends, by a panic
+//! too, no thread works on it after [`run`] has returned, so the work may borrow from the caller's stack.
 
 use std::any::Any;
 use std::collections::VecDeque;
@@ -14,90 +14,53 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-use crate::error::room;
-use crate::isa::Isa;
 use crate::strict::StrictFloats;
 
-/// Who computes: how many threads, on which instruction set.
-#[derive(Clone, Copy, Debug)]
-pub struct Team {
-    /// The caller and its helpers, at least 1.
-    pub threads: NonZero<usize>,
-    /// The instruction set of the kernels.
-    pub isa: Isa,
-    /// Called on the calling thread about ten times a second while it reads. It may unwind, by `resume_unwind`, to give up: nobody works any more when that
-    /// reaches the caller. Writing is never given up halfway.
-    pub watch: Option<fn()>,
-}
-
-/// The bytes that make it worth another thread's while.
-const SHARE: usize = 1 << 20;
-
-/// How often the caller looks whether to give up.
+/// The time between two calls of a watch.
 const WATCH: Duration = Duration::from_millis(100);
 
-/// How often a thread looks for what it waits for before it sleeps: some tens of microseconds, which waking up would take, too.
+/// How often a thread checks what it waits for before it sleeps: for some tens of microseconds, about the time that waking up takes.
 const SPINS: usize = 2000;
 
-impl Team {
-    /// Those who work on so many bytes: each has a share that is worth waking up for.
-    #[must_use]
-    pub(crate) fn for_bytes(self, bytes: usize) -> Self {
-        let most = if bytes < SHARE { 1 } else { 1 + bytes / SHARE };
-        Self { threads: NonZero::new(most).map_or(self.threads, |most| most.min(self.threads)), ..self }
+/// Does `work(0..pieces)`, each once, on up to so many threads; the calling thread calls `watch` now and then. If a piece or the watch
+/// unwinds, no more pieces are claimed, and this unwinds with the same payload.
+pub(crate) fn run(threads: NonZero<usize>, watch: Option<fn()>, pieces: usize, work: &(dyn Fn(usize) + Sync)) {
+    let job = Job {
+        work,
+        pieces,
+        claimed: AtomicUsize::new(0),
+        helping: AtomicUsize::new(0),
+        caller: thread::current(),
+        panic: Mutex::new(None),
+    };
+    let helpers = threads.get().min(pieces).saturating_sub(1);
+    // Without helpers (none wanted, or the system refuses to start threads) the caller does it all.
+    let shared = (helpers > 0).then(|| Shared::new(pool(), &job, helpers));
+    job.take_part(watch);
+    drop(shared);
+    if let Some(panic) = locked(&job.panic).take() {
+        resume_unwind(panic);
+    }
+}
+
+/// A function to be called about ten times a second.
+pub(crate) struct Watch(Option<(fn(), Instant)>);
+
+impl Watch {
+    pub(crate) fn new(watch: Option<fn()>) -> Self {
+        Self(watch.map(|watch| (watch, Instant::now())))
     }
 
-    /// The same, with work that is never given up halfway.
-    #[must_use]
-    pub(crate) fn to_the_end(self) -> Self {
-        Self { watch: None, ..self }
-    }
-
-    /// The results of `work(0..pieces)`, in order. Pieces are handed out in order too.
-    pub(crate) fn map<T: Send>(self, pieces: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
-        let mut results = room(pieces);
-        results.resize_with(pieces, || None);
-        let slots = Slots(results.as_mut_ptr());
-        self.run(pieces, &|piece| {
-            let result = work(piece);
-            // SAFETY: `piece` is below `pieces`, so the slot exists. It is claimed by one thread, which alone touches it until `run` is over.
-            unsafe { *slots.get(piece) = Some(result) };
-        });
-        results.into_iter().flatten().collect()
-    }
-
-    /// Does `work(0..pieces)`, each once. A panic in any of them ends the others' claims and comes out here.
-    fn run(self, pieces: usize, work: &(dyn Fn(usize) + Sync)) {
-        let job = Job {
-            work,
-            pieces,
-            claimed: AtomicUsize::new(0),
-            helping: AtomicUsize::new(0),
-            caller: thread::current(),
-            panic: Mutex::new(None),
-        };
-        let helpers = self.threads.get().min(pieces).saturating_sub(1);
-        // Without helpers (none wanted, or the system refuses to start threads) the caller does it all.
-        let shared = (helpers > 0).then(|| Shared::new(pool(), &job, helpers));
-        job.take_part(self.watch);
-        drop(shared);
-        if let Some(panic) = locked(&job.panic).take() {
-            resume_unwind(panic);
+    /// Calls the function if it is time to.
+    pub(crate) fn look(&mut self) {
+        if let Some((watch, since)) = &mut self.0
+            && since.elapsed() >= WATCH
+        {
+            watch();
+            *since = Instant::now();
         }
     }
 }
-
-/// Where results go. Each slot is one thread's.
-struct Slots<T>(*mut Option<T>);
-
-impl<T> Slots<T> {
-    fn get(&self, index: usize) -> *mut Option<T> {
-        self.0.wrapping_add(index)
-    }
-}
-
-// SAFETY: the pointer is to slots that are each used by one thread at a time, and T goes from one thread to another.
-unsafe impl<T: Send> Sync for Slots<T> {}
 
 /// Work in progress, on the caller's stack.
 struct Job<'a> {
@@ -116,19 +79,14 @@ impl Job<'_> {
     fn take_part(&self, watch: Option<fn()>) {
         let _strict = StrictFloats::enter();
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            let mut watched = watch.map(|watch| (watch, Instant::now()));
+            let mut watch = Watch::new(watch);
             loop {
                 let piece = self.claimed.fetch_add(1, Ordering::Relaxed);
                 if piece >= self.pieces {
                     return;
                 }
                 (self.work)(piece);
-                if let Some((watch, since)) = &mut watched
-                    && since.elapsed() >= WATCH
-                {
-                    watch();
-                    *since = Instant::now();
-                }
+                watch.look();
             }
         }));
         if let Err(panic) = outcome {
@@ -282,130 +240,14 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicBool;
-
     use super::*;
-
-    fn team(threads: usize) -> Team {
-        Team { threads: NonZero::new(threads).unwrap(), isa: Isa::BASELINE, watch: None }
-    }
-
-    #[test]
-    fn results_come_in_order_and_each_piece_is_done_once() {
-        for threads in 1..6 {
-            for pieces in (0..20).chain([1000]) {
-                let done: Vec<AtomicUsize> = (0..pieces).map(|_| AtomicUsize::new(0)).collect();
-                let results = team(threads).map(pieces, |piece| {
-                    done[piece].fetch_add(1, Ordering::Relaxed);
-                    // Early pieces end late.
-                    thread::sleep(Duration::from_micros(if piece % 7 == 0 { 300 } else { 0 }));
-                    piece
-                });
-                assert!(results.into_iter().eq(0..pieces));
-                assert!(done.iter().all(|count| count.load(Ordering::Relaxed) == 1));
-            }
-        }
-    }
-
-    #[test]
-    fn a_piece_may_be_work_for_a_team() {
-        let sums = team(3).map(8, |piece| team(4).map(5, |inner| piece * inner).into_iter().sum::<usize>());
-        assert!(sums.into_iter().eq((0..8).map(|piece| 10 * piece)));
-    }
-
-    #[test]
-    fn an_old_wake_up_call_is_no_result() {
-        let slow = |piece| {
-            thread::sleep(Duration::from_millis(20));
-            piece
-        };
-        for _ in 0..5 {
-            thread::current().unpark();
-            assert_eq!(team(2).map(2, slow), [0, 1]);
-        }
-    }
-
-    #[test]
-    fn callers_share_helpers_through_thousands_of_tiny_jobs() {
-        thread::scope(|scope| {
-            for caller in 0..4 {
-                scope.spawn(move || {
-                    for round in 0..3000 {
-                        assert_eq!(team(2 + caller % 3).map(4, |piece| piece + round), [round, round + 1, round + 2, round + 3]);
-                    }
-                });
-            }
-        });
-    }
-
-    #[test]
-    fn nobody_works_when_a_panic_reaches_the_caller() {
-        for threads in [1, 4] {
-            for faulty in [0, 1, 50, 99] {
-                let working = AtomicUsize::new(0);
-                let outcome = catch_unwind(AssertUnwindSafe(|| {
-                    team(threads).map(100, |piece| {
-                        working.fetch_add(1, Ordering::SeqCst);
-                        thread::sleep(Duration::from_micros(200));
-                        working.fetch_sub(1, Ordering::SeqCst);
-                        assert_ne!(piece, faulty, "a fault");
-                    })
-                }));
-                assert_eq!(working.load(Ordering::SeqCst), 0);
-                let panic = outcome.unwrap_err();
-                assert!(panic.downcast_ref::<String>().unwrap().contains("a fault"));
-            }
-        }
-        assert_eq!(team(4).map(3, |piece| piece), [0, 1, 2], "helpers go on");
-    }
-
-    #[test]
-    fn a_fault_of_a_helper_alone_reaches_the_caller() {
-        let caller = thread::current().id();
-        let faulty = AtomicBool::new(false);
-        let outcome = catch_unwind(AssertUnwindSafe(|| {
-            team(2).map(2, |_| {
-                // Each waits until both are at work, so that one of them is a helper.
-                while thread::current().id() == caller && !faulty.load(Ordering::SeqCst) {
-                    thread::yield_now();
-                }
-                if thread::current().id() != caller {
-                    faulty.store(true, Ordering::SeqCst);
-                    resume_unwind(Box::new("a helper's fault"));
-                }
-            })
-        }));
-        assert_eq!(outcome.unwrap_err().downcast_ref(), Some(&"a helper's fault"));
-    }
-
-    #[test]
-    fn reading_is_given_up_and_writing_is_not() {
-        let given_up = Team { watch: Some(|| resume_unwind(Box::new("enough"))), ..team(2) };
-        let done = AtomicUsize::new(0);
-        let work = |_| {
-            done.fetch_add(1, Ordering::Relaxed);
-            thread::sleep(Duration::from_millis(5));
-        };
-        let outcome = catch_unwind(AssertUnwindSafe(|| given_up.map(100_000, work)));
-        assert_eq!(outcome.unwrap_err().downcast_ref(), Some(&"enough"));
-        assert!(done.swap(0, Ordering::Relaxed) < 100_000);
-        assert_eq!(given_up.to_the_end().map(100, work).len(), 100);
-        assert_eq!(done.into_inner(), 100);
-    }
 
     #[test]
     fn helpers_are_as_many_as_were_wanted_at_once() {
         let most = 12;
         for threads in (1..=most).chain([3, 7, 2, most]).cycle().take(100) {
-            team(threads).map(20, |piece| piece);
+            run(NonZero::new(threads).unwrap(), None, 20, &|_| ());
         }
         assert!(locked(&pool().state).helpers < most);
-    }
-
-    #[test]
-    fn teams_are_no_larger_than_the_work() {
-        assert_eq!(team(1000).for_bytes(SHARE - 1).threads.get(), 1);
-        assert_eq!(team(1000).for_bytes(20 * SHARE).threads.get(), 21);
-        assert_eq!(team(3).for_bytes(20 * SHARE).threads.get(), 3);
     }
 }

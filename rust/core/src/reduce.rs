@@ -1,13 +1,13 @@
-//! Tensors → totals: reading.
+//! Tensors → totals.
 
 use crate::blocks::{Block, Cut, USUAL};
 use crate::dtype::{Bf16, Dtype, Element, F16};
 use crate::error::room;
 use crate::isa::Isa;
-use crate::kernels::{self, GATHER, Kernel};
+use crate::kernels::{Elements, GATHER, Kernel};
 use crate::memory;
 use crate::moments::Merge;
-use crate::pool::Team;
+use crate::team::Team;
 use crate::tensors::Tensors;
 use crate::view::View;
 
@@ -21,14 +21,14 @@ pub fn reduce<K: Kernel>(tensors: &Tensors, kernel: K, team: Team) -> Vec<K::Tot
     totals
 }
 
-/// The total of all tensors: of those that [`reduce()`] gives, one after the other.
+/// The total of all tensors: the totals that [`reduce()`] gives, merged in order.
 pub fn reduce_all<K: Kernel>(tensors: &Tensors, kernel: K, team: Team) -> K::Total {
     let mut all = K::Total::EMPTY;
     reduce_each(tensors, kernel, team, |_, total| all.merge(total));
     all
 }
 
-/// As [`reduce()`], but gives the total of each tensor away, in order. Not those of tensors that repeat earlier ones or have no elements.
+/// Calls `take` with the index and the total of each tensor, in order, but for tensors that repeat earlier ones or have no elements.
 pub fn reduce_each<K: Kernel>(tensors: &Tensors, kernel: K, team: Team, mut take: impl FnMut(usize, &K::Total)) {
     let team = team.for_bytes(tensors.bytes());
     let read = |block: Block| reduce_block(&tensors.views()[block.tensor], block, kernel, team.isa);
@@ -48,18 +48,22 @@ pub fn reduce_each<K: Kernel>(tensors: &Tensors, kernel: K, team: Team, mut take
     }
 }
 
-/// Reads all blocks, and takes what they yield with the tensor of each, in order.
+/// Calls `read` for each block, on any thread, and `take` with the tensor of the block and what `read` has returned, on this thread and in
+/// order.
 pub(crate) fn each_block<T: Send>(cut: &Cut, team: Team, read: impl Fn(Block) -> T + Sync, mut take: impl FnMut(usize, &T)) {
-    /// Pieces at a time, so that what blocks yield takes no memory to speak of.
+    if team.is_alone() {
+        return team.alone(cut.pieces(), |piece| cut.piece(piece).for_each(|block| take(block.tensor, &read(block))));
+    }
+    /// Pieces whose results are kept at a time.
     const ROUND: usize = 512;
     for begin in (0..cut.pieces()).step_by(ROUND) {
         let pieces = ROUND.min(cut.pieces() - begin);
-        let blocks = team.map(pieces, |piece| {
-            let mut yielded = Vec::with_capacity(USUAL);
-            yielded.extend(cut.piece(begin + piece).map(|block| (block.tensor, read(block))));
-            yielded
+        let results = team.map(pieces, |piece| {
+            let mut results = Vec::with_capacity(USUAL);
+            results.extend(cut.piece(begin + piece).map(|block| (block.tensor, read(block))));
+            results
         });
-        blocks.iter().flatten().for_each(|(tensor, block)| take(*tensor, block));
+        results.iter().flatten().for_each(|(tensor, result)| take(*tensor, result));
     }
 }
 
@@ -77,12 +81,12 @@ fn reduce_block<K: Kernel>(view: &View, block: Block, kernel: K, isa: Isa) -> K:
 }
 
 /// The real numbers of a block: its elements, or the parts of complex ones.
-fn elements<E: Element>(view: &View, block: Block, isa: Isa) -> kernels::Block<'_, E> {
+fn elements<E: Element>(view: &View, block: Block, isa: Isa) -> Elements<'_, E> {
     match memory::slice::<E>(view, block) {
-        Some(slice) => kernels::Block::slice(isa, slice),
+        Some(slice) => Elements::slice(isa, slice),
         None => {
             let parts = view.dtype().parts();
-            kernels::Block::gather(isa, block.count * parts, move |position, buffer| {
+            Elements::gather(isa, block.count * parts, move |position, buffer| {
                 memory::load(view, block.first + position / parts, buffer);
             })
         }
@@ -90,8 +94,8 @@ fn elements<E: Element>(view: &View, block: Block, isa: Isa) -> kernels::Block<'
 }
 
 /// The absolute values of a block of complex numbers.
-fn moduli<E: Element>(view: &View, block: Block, isa: Isa) -> kernels::Block<'_, f64> {
-    kernels::Block::gather(isa, block.count, move |position, moduli| {
+fn moduli<E: Element>(view: &View, block: Block, isa: Isa) -> Elements<'_, f64> {
+    Elements::gather(isa, block.count, move |position, moduli| {
         let mut parts = [E::default(); 2 * GATHER];
         let parts = &mut parts[..2 * moduli.len()];
         memory::load(view, block.first + position, parts);

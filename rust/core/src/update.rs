@@ -1,103 +1,124 @@
-//! Parameters, their gradients and momentum buffers → the parameters and buffers, one step on.
+//! Optimizer updates: parameters and their states → the same, one step on, by their gradients.
 
 use crate::blocks::{Block, Cut};
 use crate::dtype::{Bf16, Dtype, Element, F16};
 use crate::error::{Problem, TensorError};
 use crate::isa::Isa;
-use crate::kernels::{Descend, GATHER};
+use crate::kernels::{GATHER, Update};
 use crate::memory;
 use crate::overlap;
-use crate::pool::Team;
+use crate::team::Team;
 use crate::view::View;
 
-/// Parameters, each with its buffer and its gradient, which [`View::together`] has described. Where there is no momentum
-/// [`View::none`] stands for the buffer.
+/// The most states that a parameter may have.
+const MOST_STATES: usize = 4;
+
+/// The tensors of an optimizer's step: parameters, each with its states and its gradient. That parameters and states may be written was
+/// checked when the list was made.
 #[derive(Debug)]
-pub struct Updates {
-    triples: Vec<[View; 3]>,
+pub struct Parameters {
+    /// Each parameter, followed by its states and its gradient.
+    views: Vec<View>,
+    /// Where each parameter stands in `views`, and the end.
+    starts: Vec<usize>,
     cut: Cut,
     bytes: usize,
 }
 
-impl Updates {
-    /// Cuts up the parameters.
+impl Parameters {
+    /// The list of these parameters. `views` holds each parameter, followed by its states and its gradient, all in the order of the parameter
+    /// (see [`View::in_order_of`]); `states` says how many states each has.
     ///
     /// # Errors
-    /// The first tensor at fault, by its place among all: one that is complex, and a parameter or buffer that cannot be written in place or
-    /// shares memory with any other tensor.
+    /// The first tensor at fault, by its index in `views`: one that is complex, and a parameter or state that cannot be written in place or
+    /// shares memory with any other tensor. Gradients may share memory among themselves.
     ///
     /// # Panics
-    /// If the tensors of a parameter are not of its element type and length.
-    pub fn new(triples: Vec<[View; 3]>) -> Result<Self, TensorError> {
-        for [parameter, buffer, gradient] in &triples {
-            let fits = |view: &View| (view.dtype(), view.len()) == (parameter.dtype(), parameter.len());
-            assert!(fits(gradient) && (buffer.is_empty() || fits(buffer)), "tensors of different types or lengths");
+    /// If a parameter has more than four states, the tensors of a parameter are not all of its element type and length, or the numbers of
+    /// states do not fit the number of views.
+    pub fn new(views: Vec<View>, states: impl IntoIterator<Item = usize>) -> Result<Self, TensorError> {
+        let mut starts = vec![0];
+        let mut is_gradient = vec![false; views.len()];
+        for states in states {
+            assert!(states <= MOST_STATES, "{states} states of a parameter");
+            let (start, gradient) = (starts[starts.len() - 1], starts[starts.len() - 1] + states + 1);
+            is_gradient[gradient] = true;
+            let kind = |view: &View| (view.dtype(), view.len());
+            assert!(views[start..=gradient].iter().all(|view| kind(view) == kind(&views[start])), "tensors of different types or lengths");
+            starts.push(gradient + 1);
         }
-        let views = triples.as_flattened();
+        assert_eq!(starts.last(), Some(&views.len()), "views that belong to no parameter");
         if let Some(index) = views.iter().position(|view| view.dtype().is_complex()) {
             return Err(TensorError { index, problem: Problem::Complex });
         }
-        overlap::check_writable(views, &overlap::by_address(views), |index| index % 3 != 2)?;
-        let cut = Cut::new(triples.iter().map(|[parameter, ..]| parameter.len()));
+        overlap::check_writable(&views, &overlap::by_address(&views), |index| !is_gradient[index])?;
+        let cut = Cut::new(starts[1..].iter().zip(&starts).map(|(_, &start)| views[start].len()));
         let bytes = views.iter().map(View::bytes).fold(0, usize::saturating_add);
-        Ok(Self { triples, cut, bytes })
+        Ok(Self { views, starts, cut, bytes })
+    }
+
+    /// A parameter, its states and its gradient.
+    fn tensors(&self, parameter: usize) -> &[View] {
+        &self.views[self.starts[parameter]..self.starts[parameter + 1]]
     }
 }
 
-/// Takes one step, of each parameter by the numbers that belong to its place.
+/// Takes one step, each parameter by the formula that `update_of` gives for its place in the list.
 ///
 /// The result has the same bits for any team.
 ///
 /// # Safety
-/// Nobody else uses the memory of the tensors meanwhile.
-pub unsafe fn update(updates: &Updates, numbers_of: impl Fn(usize) -> Descend + Sync, team: Team) {
-    let team = team.for_bytes(updates.bytes).to_the_end();
-    let pieces = updates.cut.pieces();
-    team.map(pieces, |piece| {
-        // From the end: what the norm has read last is still in the cache.
-        for block in updates.cut.piece(pieces - 1 - piece) {
-            update_block(&updates.triples[block.tensor], block, numbers_of(block.tensor), team.isa);
+/// Nobody else reads or writes parameters and states, and nobody writes gradients, until this returns.
+pub unsafe fn update<U: Update>(parameters: &Parameters, update_of: impl Fn(usize) -> U + Sync, team: Team) {
+    let team = team.for_bytes(parameters.bytes).uninterrupted();
+    let pieces = parameters.cut.pieces();
+    team.run(pieces, |piece| {
+        // From the end: what the norm has read last is still in cache.
+        for block in parameters.cut.piece(pieces - 1 - piece) {
+            update_block(parameters.tensors(block.tensor), block, update_of(block.tensor), team.isa);
         }
     });
 }
 
-fn update_block(triple: &[View; 3], block: Block, numbers: Descend, isa: Isa) {
-    match triple[0].dtype() {
-        Dtype::F16 => update_real::<F16>(triple, block, numbers, isa),
-        Dtype::Bf16 => update_real::<Bf16>(triple, block, numbers, isa),
-        Dtype::F32 => update_real::<f32>(triple, block, numbers, isa),
-        Dtype::F64 => update_real::<f64>(triple, block, numbers, isa),
-        Dtype::C64 | Dtype::C128 => {} // refused by `Updates::new`
+fn update_block<U: Update>(tensors: &[View], block: Block, update: U, isa: Isa) {
+    match tensors[0].dtype() {
+        Dtype::F16 => update_real::<U, F16>(tensors, block, update, isa),
+        Dtype::Bf16 => update_real::<U, Bf16>(tensors, block, update, isa),
+        Dtype::F32 => update_real::<U, f32>(tensors, block, update, isa),
+        Dtype::F64 => update_real::<U, f64>(tensors, block, update, isa),
+        Dtype::C64 | Dtype::C128 => {} // refused by `Parameters::new`
     }
 }
 
-fn update_real<E: Element>([parameter, buffer, gradient]: &[View; 3], block: Block, numbers: Descend, isa: Isa) {
-    let momentum = !buffer.is_empty();
-    if let (Some(x), Some(v), Some(g)) = (
-        memory::contiguous::<E>(parameter, block),
-        if momentum { memory::contiguous::<E>(buffer, block).map(Some) } else { Some(None) },
-        memory::slice::<E>(gradient, block),
-    ) {
-        // SAFETY: parameters and buffers overlap nothing, blocks are claimed by one thread each, and `update`'s caller keeps all others out.
-        let (x, v) = unsafe { (&mut *x, v.map(|v| &mut *v)) };
-        return numbers.apply(isa, x, v, g);
+fn update_real<U: Update, E: Element>(tensors: &[View], block: Block, update: U, isa: Isa) {
+    let [parameter, states @ .., gradient] = tensors else { return };
+    if let (Some(x), Some(g)) = (memory::contiguous::<E>(parameter, block), memory::slice::<E>(gradient, block))
+        && states.iter().all(|state| memory::contiguous::<E>(state, block).is_some())
+    {
+        let mut slices: [&mut [E]; MOST_STATES] = Default::default();
+        for (slice, state) in slices.iter_mut().zip(states.iter().filter_map(|state| memory::contiguous::<E>(state, block))) {
+            // SAFETY: as for the parameter.
+            *slice = unsafe { &mut *state };
+        }
+        // SAFETY: the maker of the views vouches for the memory. Parameters and states share no memory with any other tensor, each block is
+        // claimed by one thread, and the caller of `update` keeps everybody else out.
+        return update.apply(isa, unsafe { &mut *x }, &mut slices[..states.len()], g);
     }
-    let [mut x, mut v, mut g] = [[E::default(); GATHER]; 3];
+    let mut buffers = vec![vec![E::default(); GATHER.min(block.count)]; tensors.len()];
     for position in (0..block.count).step_by(GATHER) {
         let (first, count) = (block.first + position, (block.count - position).min(GATHER));
-        let (x, v, g) = (&mut x[..count], &mut v[..count], &mut g[..count]);
-        memory::load(parameter, first, x);
-        memory::load(gradient, first, g);
-        if momentum {
-            memory::load(buffer, first, v);
+        for (view, buffer) in tensors.iter().zip(&mut buffers) {
+            memory::load(view, first, &mut buffer[..count]);
         }
-        numbers.apply(isa, x, momentum.then_some(&mut *v), g);
-        // SAFETY: as above.
-        unsafe {
-            memory::store(parameter, first, x);
-            if momentum {
-                memory::store(buffer, first, v);
-            }
+        let [x, vs @ .., g] = &mut buffers[..] else { return };
+        let mut slices: [&mut [E]; MOST_STATES] = Default::default();
+        for (slice, v) in slices.iter_mut().zip(vs) {
+            *slice = &mut v[..count];
+        }
+        update.apply(isa, &mut x[..count], &mut slices[..states.len()], &g[..count]);
+        for (view, buffer) in tensors[..=states.len()].iter().zip(&buffers) {
+            // SAFETY: as above.
+            unsafe { memory::store(view, first, &buffer[..count]) };
         }
     }
 }

@@ -1,11 +1,11 @@
 //! A tensor in memory: pointer, element type, layout.
 //!
-//! A [`View`] is made from the shape and strides that a framework reports and keeps only what a kernel needs: dimensions of one
-//! element gone, negative strides turned round, neighbours merged, the widest stride first. So every dense tensor, transposed or
-//! not, becomes one contiguous run, and equal memory makes equal views. The order of elements within a tensor is not kept, as no
-//! norm depends on it; where two tensors are read in step, both are described together.
+//! A [`View`] is made from the shape and strides that a framework reports, and keeps only what a kernel needs: dimensions of size 1 are
+//! dropped, negative strides are turned round, dimensions that lie in one run are merged, and the widest stride comes first. So every dense
+//! tensor, transposed or not, is one contiguous run, and views of the same memory are equal. The order of elements within a tensor is lost,
+//! as no norm depends on it. Where several tensors are read element by element, the others follow the order of the first, see
+//! [`View::in_order_of`].
 
-use std::array;
 use std::cmp::Reverse;
 use std::ops::Range;
 use std::ptr;
@@ -28,7 +28,7 @@ enum Layout {
     /// One after the other.
     #[default]
     Contiguous,
-    /// In nested loops, the widest stride first. Strides are in bytes, and not negative where the tensor was described alone.
+    /// In nested loops, the outermost first. Without an order to follow, strides are not negative and descend.
     Strided(Box<[Dim]>),
 }
 
@@ -36,6 +36,7 @@ enum Layout {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Dim {
     size: usize,
+    /// In bytes.
     stride: isize,
 }
 
@@ -46,8 +47,8 @@ unsafe impl Send for View {}
 unsafe impl Sync for View {}
 
 impl View {
-    /// Describes the memory of one tensor; `strides`, in elements, may be left out for row-major order. All later arithmetic on sizes is
-    /// safe, for sizes that could overflow are refused here.
+    /// Describes the memory of one tensor. `strides` count elements, and may be left out for row-major order. Numbers that could overflow
+    /// are refused here, so that later arithmetic on sizes and addresses needs no checks.
     ///
     /// # Errors
     /// [`Problem::Malformed`], [`Problem::TooLarge`], or [`Problem::NullData`] for elements without memory.
@@ -63,42 +64,46 @@ impl View {
     ///   memory that they write must be valid for writes by any thread too, and nobody else may read or write it until they return;
     /// - for all functions, nobody else may write memory that they read until they return. Others may read it meanwhile.
     pub unsafe fn new(data: *mut u8, dtype: Dtype, shape: &[i64], strides: Option<&[i64]>) -> Result<Self, Problem> {
-        // SAFETY: the caller's promise.
-        match unsafe { Self::together([data], [dtype], shape, [strides]) } {
-            Ok([view]) => Ok(view),
-            Err((_, problem)) => Err(problem),
+        let (len, row_major) = checked(data, dtype.size(), shape, strides)?;
+        match strides {
+            Some(strides) if !row_major => Ok(Self::strided(data, dtype, len, shape, strides, strides)),
+            _ => Ok(Self { start: data, dtype, len, layout: Layout::Contiguous }),
         }
     }
 
-    /// Describes tensors of the same shape so that their elements are met in the same order: that of the first one's memory.
+    /// Describes a tensor so that its elements come in the order in which those of another tensor, of the same shape and with strides
+    /// `leader`, lie in memory. Views in the order of the same leader, its own included, have equal elements of all tensors at equal
+    /// positions.
     ///
     /// # Errors
-    /// As for [`View::new`], and which of the tensors.
+    /// As for [`View::new`].
     ///
     /// # Safety
-    /// As for [`View::new`], for all of them.
-    pub unsafe fn together<const K: usize>(
-        data: [*mut u8; K],
-        dtype: [Dtype; K],
+    /// As for [`View::new`].
+    pub unsafe fn in_order_of(
+        leader: Option<&[i64]>,
+        data: *mut u8,
+        dtype: Dtype,
         shape: &[i64],
-        strides: [Option<&[i64]>; K],
-    ) -> Result<[Self; K], (usize, Problem)> {
-        let mut len = 0;
-        for k in 0..K {
-            len = checked(data[k], dtype[k].size(), shape, strides[k]).map_err(|problem| (k, problem))?;
+        strides: Option<&[i64]>,
+    ) -> Result<Self, Problem> {
+        let (len, row_major) = checked(data, dtype.size(), shape, strides)?;
+        if leader.is_some_and(|leader| leader.len() < shape.len()) {
+            return Err(Problem::Malformed);
         }
-        let mut views = array::from_fn(|k| Self { start: data[k], dtype: dtype[k], len, layout: Layout::Contiguous });
-        if len > 1 && !strides.iter().flatten().all(|strides| is_row_major(shape, strides)) {
-            let row_major = row_major_strides(shape);
-            let (offsets, layouts) = normalize(dtype.map(Dtype::size), shape, strides.map(|strides| strides.unwrap_or(&row_major)));
-            for (view, (offset, layout)) in views.iter_mut().zip(offsets.into_iter().zip(layouts)) {
-                (view.start, view.layout) = (view.start.wrapping_offset(offset), layout);
-            }
+        if row_major && leader.is_none_or(|leader| len < 2 || is_row_major(shape, leader)) {
+            return Ok(Self { start: data, dtype, len, layout: Layout::Contiguous });
         }
-        Ok(views)
+        let plain = row_major_strides(shape);
+        Ok(Self::strided(data, dtype, len, shape, strides.unwrap_or(&plain), leader.unwrap_or(&plain)))
     }
 
-    /// A tensor without elements, to stand where there is none.
+    fn strided(data: *mut u8, dtype: Dtype, len: usize, shape: &[i64], strides: &[i64], leader: &[i64]) -> Self {
+        let (offset, layout) = normalize(dtype.size(), shape, strides, leader);
+        Self { start: data.wrapping_offset(offset), dtype, len, layout }
+    }
+
+    /// A tensor without elements, for one that has no memory in this process.
     pub fn none(dtype: Dtype) -> Self {
         Self { start: ptr::null_mut(), dtype, len: 0, layout: Layout::Contiguous }
     }
@@ -128,7 +133,7 @@ impl View {
         self.start
     }
 
-    /// The addresses of the lowest byte and after the highest.
+    /// The addresses from the lowest byte to the one after the highest.
     pub(crate) fn range(&self) -> Range<usize> {
         let start = self.start as usize;
         let (below, above) = match &self.layout {
@@ -141,12 +146,12 @@ impl View {
         if self.len == 0 { start..start } else { start - below..start + above + self.dtype.size() }
     }
 
-    /// Whether the elements lie one after the other, in whatever order.
+    /// Whether the elements lie one after the other in one run of memory.
     pub fn is_contiguous(&self) -> bool {
         self.layout == Layout::Contiguous
     }
 
-    /// The loops as (stride, size), in bytes; none where all lies in one run.
+    /// The loops as stride in bytes and size, the outermost first; none for contiguous elements.
     pub(crate) fn loops(&self) -> impl Iterator<Item = (isize, usize)> + '_ {
         let dims = match &self.layout {
             Layout::Contiguous => &[],
@@ -155,8 +160,8 @@ impl View {
         dims.iter().map(|dim| (dim.stride, dim.size))
     }
 
-    /// Calls `visit(offset, count, stride)` for the runs, all in bytes but the count, that hold the elements `first .. first + count` in
-    /// the view's order.
+    /// Calls `visit(offset, count, stride)` for each run of evenly spaced elements that together are the elements `first .. first + count` in
+    /// the view's order. Offset (from the first element) and stride are in bytes.
     pub(crate) fn for_each_run(&self, first: usize, count: usize, mut visit: impl FnMut(isize, usize, isize)) {
         let size = self.dtype.size();
         let Layout::Strided(dims) = &self.layout else {
@@ -178,12 +183,12 @@ impl View {
     }
 }
 
-/// No machine's memory holds more bytes. What claims to is expanded, or a mistake.
+/// More bytes than any machine's memory holds: a tensor with as many is expanded, or its numbers are wrong.
 const MOST_BYTES: usize = if usize::BITS < 64 { isize::MAX as usize } else { 1 << 47 };
 
-/// The number of elements of a tensor whose numbers make sense: it has that many in less than [`MOST_BYTES`], and they lie less than that
-/// apart and in the address space.
-fn checked(data: *mut u8, item: usize, shape: &[i64], strides: Option<&[i64]>) -> Result<usize, Problem> {
+/// The number of elements of a tensor, if they take less than [`MOST_BYTES`], and lie less than that apart and in the address space; and
+/// whether they lie in row-major order.
+fn checked(data: *mut u8, item: usize, shape: &[i64], strides: Option<&[i64]>) -> Result<(usize, bool), Problem> {
     if strides.is_some_and(|strides| strides.len() < shape.len()) {
         return Err(Problem::Malformed);
     }
@@ -196,7 +201,7 @@ fn checked(data: *mut u8, item: usize, shape: &[i64], strides: Option<&[i64]>) -
         }
     }
     if empty {
-        return Ok(0);
+        return Ok((0, true));
     }
     if data.is_null() {
         return Err(Problem::NullData);
@@ -205,16 +210,20 @@ fn checked(data: *mut u8, item: usize, shape: &[i64], strides: Option<&[i64]>) -
     if bytes > MOST_BYTES {
         return Err(Problem::TooLarge);
     }
-    // How far elements reach below and above the beginning of the first.
-    let (below, above) = match strides {
-        Some(strides) if !is_row_major(shape, strides) => reach(item, shape, strides).ok_or(Problem::Malformed)?,
-        _ => (0, bytes),
+    // How far elements reach below and above the element at index 0.
+    let (below, above, row_major) = match strides {
+        Some(strides) if !is_row_major(shape, strides) => {
+            let (below, above) = reach(item, shape, strides).ok_or(Problem::Malformed)?;
+            (below, above, false)
+        }
+        _ => (0, bytes, true),
     };
     let start = data as usize;
-    if below <= start && start.checked_add(above).is_some() { Ok(len) } else { Err(Problem::Malformed) }
+    if below <= start && start.checked_add(above).is_some() { Ok((len, row_major)) } else { Err(Problem::Malformed) }
 }
 
-/// The bytes from the lowest to the beginning of the first element, and from there to the end of the highest, if neither is too many.
+/// The bytes from the lowest element to the beginning of the one at index 0, and from there to the end of the highest; None if either is
+/// more than [`MOST_BYTES`].
 fn reach(item: usize, shape: &[i64], strides: &[i64]) -> Option<(usize, usize)> {
     let (mut below, mut above) = (0_usize, item);
     for (&size, &stride) in shape.iter().zip(strides).filter(|(size, _)| **size > 1) {
@@ -243,36 +252,32 @@ fn row_major_strides(shape: &[i64]) -> Vec<i64> {
     strides
 }
 
-/// Shape and strides (in elements of `item` bytes) of K tensors of the same shape → for each the offset of its first byte and its loops,
-/// which walk all of them in step.
-fn normalize<const K: usize>(item: [usize; K], shape: &[i64], strides: [&[i64]; K]) -> ([isize; K], [Layout; K]) {
-    let mut offsets = [0; K];
-    let mut loops: Vec<(usize, [isize; K])> = Vec::with_capacity(shape.len());
-    for (axis, &size) in shape.iter().enumerate().filter(|(_, size)| **size != 1) {
-        let mut steps: [isize; K] = array::from_fn(|k| strides[k][axis] as isize * item[k] as isize);
-        if steps[0] < 0 {
-            for (offset, step) in offsets.iter_mut().zip(&mut steps) {
-                *offset += *step * (size as isize - 1);
-                *step = -*step;
-            }
+/// The layout of a tensor of elements of `item` bytes whose loops are nested as the leader's memory lies, and the offset of its first
+/// element from the one at index 0, both in bytes.
+fn normalize(item: usize, shape: &[i64], strides: &[i64], leader: &[i64]) -> (isize, Layout) {
+    let mut offset = 0;
+    let mut loops: Vec<(i64, Dim)> = Vec::with_capacity(shape.len());
+    for ((&size, &stride), &lead) in shape.iter().zip(strides).zip(leader).filter(|((size, _), _)| **size != 1) {
+        let mut stride = stride as isize * item as isize;
+        if lead < 0 {
+            offset += stride * (size as isize - 1);
+            stride = -stride;
         }
-        loops.push((size as usize, steps));
+        loops.push((lead.saturating_abs(), Dim { size: size as usize, stride }));
     }
-    loops.sort_by_key(|(_, steps)| Reverse(steps[0]));
-    let mut merged: Vec<(usize, [isize; K])> = Vec::with_capacity(loops.len());
-    for (size, steps) in loops {
-        match merged.last_mut() {
-            Some((outer, outer_steps)) if *outer_steps == steps.map(|step| step * size as isize) => {
-                (*outer, *outer_steps) = (*outer * size, steps);
-            }
-            _ => merged.push((size, steps)),
+    loops.sort_by_key(|(lead, _)| Reverse(*lead));
+    let mut dims: Vec<Dim> = Vec::with_capacity(loops.len());
+    for (_, dim) in loops {
+        match dims.last_mut() {
+            Some(outer) if outer.stride == dim.stride * dim.size as isize => *outer = Dim { size: outer.size * dim.size, ..dim },
+            _ => dims.push(dim),
         }
     }
-    let layout = |k: usize| match merged.as_slice() {
-        [(_, steps)] if steps[k] == item[k] as isize => Layout::Contiguous,
-        _ => Layout::Strided(merged.iter().map(|&(size, steps)| Dim { size, stride: steps[k] }).collect()),
+    let layout = match dims.as_slice() {
+        [dim] if dim.stride == item as isize => Layout::Contiguous,
+        _ => Layout::Strided(dims.into()),
     };
-    (offsets, array::from_fn(layout))
+    (offset, layout)
 }
 
 #[cfg(test)]
@@ -308,6 +313,31 @@ mod tests {
         let mut expected: Vec<_> = (0..3).flat_map(|i| (0..4).flat_map(move |j| (0..2).map(move |k| i * 20 + j * 5 + k * 2))).collect();
         expected.sort_unstable();
         assert_eq!(seen, expected);
+    }
+
+    #[test]
+    fn views_in_one_order_meet_the_same_elements() {
+        let (mut base, shape) = ([0.0f32; 24], [2, 3, 4]);
+        let start = base.as_mut_ptr().cast();
+        let leader = [-1, 8, 2];
+        // SAFETY: the views are only asked where their elements lie.
+        let view = |strides: Option<&[i64]>| unsafe { View::in_order_of(Some(&leader), start, Dtype::F32, &shape, strides).unwrap() };
+        let places = |strides: Option<&[i64]>| {
+            let (view, mut places) = (view(strides), Vec::new());
+            view.for_each_run(0, 24, |offset, count, stride| {
+                places.extend((0..count as isize).map(|i| view.start().wrapping_offset(offset + i * stride) as usize - start as usize));
+            });
+            places
+        };
+        let of = |strides: [i64; 3], [i, j, k]: [i64; 3]| (4 * (strides[0] * i + strides[1] * j + strides[2] * k)) as usize;
+        let row_major = [12, 4, 1];
+        // The leader's memory has the second index outermost, then the third, then the first backwards.
+        let indices = || (0..3).flat_map(|j| (0..4).flat_map(move |k| [1, 0].map(|i| [i, j, k])));
+        assert!(places(None).into_iter().eq(indices().map(|index| of(row_major, index))));
+        assert!(places(Some(&[1, 8, 2])).into_iter().eq(indices().map(|index| of([1, 8, 2], index))));
+        // SAFETY: refused.
+        let short = unsafe { View::in_order_of(Some(&[1]), start, Dtype::F32, &shape, None) };
+        assert_eq!(short, Err(Problem::Malformed));
     }
 
     #[test]

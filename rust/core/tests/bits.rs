@@ -2,7 +2,7 @@
 
 mod common;
 
-use normclip_core::kernels::{Abs, Block, Clamp, Kernel, Map, Scale, SumOf};
+use normclip_core::kernels::{Abs, Clamp, Elements, Kernel, Map, Scale, SumOf};
 use normclip_core::{BLOCK, Bf16, Dtype, Element, F16, Isa, Team, Tensors, apply, norm};
 
 use common::oracle::is_close;
@@ -172,7 +172,7 @@ fn every_half_widens_alike_in_a_row() {
     for isa in Isa::available() {
         for bits in 0..=u16::MAX {
             // 32 at once, as the kernels read them: exact, so the sum is too.
-            let sum = SumOf(Abs).block(&Block::slice(isa, &[F16(bits); 32])).value();
+            let sum = SumOf(Abs).block(&Elements::slice(isa, &[F16(bits); 32])).value();
             let expected = 32.0 * half::f16::from_bits(bits).to_f64().abs();
             assert!(sum == expected || (sum.is_nan() && expected.is_nan()), "{bits:#06x} on {}", isa.name());
         }

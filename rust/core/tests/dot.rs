@@ -2,7 +2,7 @@
 
 mod common;
 
-use normclip_core::{Dtype, Pairs, Problem, View, dot};
+use normclip_core::{Dtype, Pairs, dot};
 use proptest::prelude::*;
 use proptest::sample::select;
 
@@ -166,13 +166,4 @@ fn zeros_meet_huge_numbers() {
     let pair = [[1e300, -1e200], [0.0, -0.0]].map(|parts| Tensor::dense(Dtype::F64, 2, 0).holding(&parts));
     let found = dot(&Pairs::new(vec![pair[0].view_with(&pair[1])]), alone());
     assert_eq!((found.xy.value(), found.xx.norm(), found.yy.norm()), (0.0, 1e300, 0.0));
-}
-
-#[test]
-fn the_one_without_memory_is_named() {
-    let mut x = [0f32; 6];
-    // SAFETY: refused.
-    let pair = |data| unsafe { View::together(data, [Dtype::F32; 2], &[2, 3], [None, None]) };
-    assert_eq!(pair([x.as_mut_ptr().cast(), std::ptr::null_mut()]), Err((1, Problem::NullData)));
-    assert_eq!(pair([std::ptr::null_mut(), x.as_mut_ptr().cast()]), Err((0, Problem::NullData)));
 }

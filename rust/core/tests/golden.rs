@@ -10,8 +10,8 @@ use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 
-use normclip_core::kernels::{Clamp, Descend, Map, Scale, Statistics, ZeroNonfinite};
-use normclip_core::{BLOCK, Dtype, Isa, Pairs, Team, Updates, apply, dot, norm, reduce, update};
+use normclip_core::kernels::{Clamp, Map, Scale, Sgd, Statistics, ZeroNonfinite};
+use normclip_core::{BLOCK, Dtype, Isa, Pairs, Parameters, Team, apply, dot, norm, reduce, update};
 
 use common::random::Random;
 use common::tensor::Tensor;
@@ -138,18 +138,15 @@ fn mapped<M: Map>(dtype: Dtype, map: M, team: Team) -> u64 {
         .0
 }
 
-fn steps(dtype: Dtype, momentum: bool, numbers: Descend, team: Team) -> u64 {
+fn steps(dtype: Dtype, momentum: bool, sgd: Sgd, team: Team) -> u64 {
     let [xs, vs, gs] = [6, 7, 8].map(|seed| tensors(dtype, Numbers::Ordinary, seed));
-    let triples = xs.iter().zip(&vs).zip(&gs).map(|((x, v), g)| {
-        if momentum {
-            return Tensor::views_of([x, v, g]);
-        }
-        let [x, g] = Tensor::views_of([x, g]);
-        [x.clone(), normclip_core::View::none(x.dtype()), g]
+    let views = xs.iter().zip(&vs).zip(&gs).flat_map(|((x, v), g)| match momentum {
+        true => Tensor::views_of([x, v, g]).to_vec(),
+        false => Tensor::views_of([x, g]).to_vec(),
     });
-    let updates = Updates::new(triples.collect()).unwrap();
+    let parameters = Parameters::new(views.collect(), xs.iter().map(|_| usize::from(momentum))).unwrap();
     // SAFETY: the tensors are ours.
-    unsafe { update(&updates, move |_| numbers, team) };
+    unsafe { update(&parameters, move |_| sgd, team) };
     Digest::new().tensors(xs.iter().chain(&vs)).0
 }
 
@@ -174,9 +171,9 @@ fn digests(team: Team) -> String {
         line("scale to subnormal", dtype.name(), mapped(dtype, Scale { coefficient: 1.7e-41 }, team));
         line("clamp", dtype.name(), mapped(dtype, Clamp { limit: 0.71 }, team));
         line("zero nonfinite", dtype.name(), mapped(dtype, ZeroNonfinite, team));
-        let plain = Descend { coefficient: 0.37, lr: 0.1, momentum: 0.0, dampening: 0.0, nesterov: false, weight_decay: 0.0 };
+        let plain = Sgd { coefficient: 0.37, lr: 0.1, momentum: 0.0, dampening: 0.0, nesterov: false, weight_decay: 0.0 };
         line("sgd", dtype.name(), steps(dtype, false, plain, team));
-        let full = Descend { momentum: 0.9, nesterov: true, weight_decay: 0.01, ..plain };
+        let full = Sgd { momentum: 0.9, nesterov: true, weight_decay: 0.01, ..plain };
         line("sgd nesterov decay", dtype.name(), steps(dtype, true, full, team));
     }
     lines

@@ -2,7 +2,7 @@
 
 mod common;
 
-use normclip_core::kernels::{Abs, Block, Count, Counts, Kernel, SumOf, SumSquares};
+use normclip_core::kernels::{Abs, Count, Counts, Elements, Kernel, SumOf, SumSquares};
 use normclip_core::{Dtype, Isa, Largest, Merge, Smallest, Squares, Sum, Tensors, merged, nonfinite, reduce};
 use proptest::prelude::*;
 
@@ -80,7 +80,7 @@ proptest! {
             let magnitudes = Magnitudes::any(Dtype::F64, random);
             let values: Vec<f64> = (0..len).map(|_| magnitudes.draw(random)).collect();
             values.iter().for_each(|x| exact.add_square(*x));
-            totals.push(SumSquares.block(&Block::slice(Isa::BASELINE, &values)));
+            totals.push(SumSquares.block(&Elements::slice(Isa::BASELINE, &values)));
         }
         for _ in 0..4 {
             prop_assert!(is_close(merged(totals.iter().copied()).norm(), exact.root(), 1e-14));
@@ -109,7 +109,7 @@ fn squares_just_inside_and_outside_of_the_plain_range() {
     // From the largest numbers down, through both borders of plain summing, to the smallest.
     for exponent in -1074..=1023 {
         let x = common::oracle::times_power_of_two(1.0, exponent);
-        let block = |values: &[f64]| SumSquares.block(&Block::slice(Isa::BASELINE, values));
+        let block = |values: &[f64]| SumSquares.block(&Elements::slice(Isa::BASELINE, values));
         assert_eq!(merged([block(&[x])]).norm(), x);
         let same = [block(&[x, x]), block(&[x, x])];
         assert_eq!(merged(same).norm(), 2.0 * x, "2^{exponent}, where the total may overflow though no block does");

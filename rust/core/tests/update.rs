@@ -1,10 +1,10 @@
-//! Steps of descent against the arithmetic of one element.
+//! Optimizer updates against the arithmetic of one element.
 
 mod common;
 
 use half::{bf16, f16};
-use normclip_core::kernels::Descend;
-use normclip_core::{BLOCK, Dtype, Problem, Team, TensorError, Updates, View, update};
+use normclip_core::kernels::{Sgd, Update};
+use normclip_core::{BLOCK, Dtype, Element, Isa, Parameters, Problem, Team, TensorError, View, update};
 use proptest::prelude::*;
 use proptest::sample::select;
 
@@ -17,27 +17,22 @@ const REAL: [Dtype; 4] = [Dtype::F16, Dtype::Bf16, Dtype::F32, Dtype::F64];
 /// A parameter, its buffer if there is one, and its gradient.
 struct Triple(Tensor, Option<Tensor>, Tensor);
 
-impl Triple {
-    fn views(&self) -> [View; 3] {
-        match self {
-            Self(x, Some(v), g) => Tensor::views_of([x, v, g]),
-            Self(x, None, g) => {
-                let [x, g] = Tensor::views_of([x, g]);
-                [x.clone(), View::none(x.dtype()), g]
-            }
-        }
-    }
+fn parameters(triples: &[Triple]) -> Parameters {
+    let views = triples.iter().flat_map(|Triple(x, v, g)| match v {
+        Some(v) => Tensor::views_of([x, v, g]).to_vec(),
+        None => Tensor::views_of([x, g]).to_vec(),
+    });
+    Parameters::new(views.collect(), triples.iter().map(|triple| usize::from(triple.1.is_some()))).unwrap()
 }
 
-fn step(triples: &[Triple], numbers: Descend, team: Team) {
-    let updates = Updates::new(triples.iter().map(Triple::views).collect()).unwrap();
+fn step(triples: &[Triple], sgd: Sgd, team: Team) {
     // SAFETY: the tensors are ours.
-    unsafe { update(&updates, move |_| numbers, team) };
+    unsafe { update(&parameters(triples), move |_| sgd, team) };
 }
 
 /// The new parameter and the new buffer.
-fn expected(dtype: Dtype, numbers: Descend, [x, v, g]: [f64; 3], momentum: bool) -> [f64; 2] {
-    let Descend { coefficient, lr, momentum: mu, dampening, nesterov, weight_decay } = numbers;
+fn expected(dtype: Dtype, sgd: Sgd, [x, v, g]: [f64; 3], momentum: bool) -> [f64; 2] {
+    let Sgd { coefficient, lr, momentum: mu, dampening, nesterov, weight_decay } = sgd;
     // Each operation in the type to compute in, f32 for halves.
     let half = matches!(dtype, Dtype::F16 | Dtype::Bf16);
     let r = |value: f64| if half { f64::from(value as f32) } else { value };
@@ -63,8 +58,8 @@ fn same(a: f64, b: f64) -> bool {
     a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan())
 }
 
-fn numbers(random: &mut Random) -> Descend {
-    Descend {
+fn any_sgd(random: &mut Random) -> Sgd {
+    Sgd {
         coefficient: [1.0, 0.37, 0.0, 1e-30, f64::NAN][random.below(5)],
         lr: [0.1, 1.0, 1e-3][random.below(3)],
         momentum: [0.9, 0.5, 1.0][random.below(3)],
@@ -95,7 +90,7 @@ proptest! {
         let x = tensor(offset, random);
         let v = momentum.then(|| tensor(offset / 2, random));
         let triple = Triple(x, v, tensor(0, random));
-        let numbers = numbers(random);
+        let sgd = any_sgd(random);
         let state = |triple: &Triple| {
             let buffer = triple.1.as_ref().map_or_else(|| vec![0.0; triple.0.len()], Tensor::parts);
             (triple.0.parts(), buffer, triple.2.parts())
@@ -103,10 +98,10 @@ proptest! {
         let (xs, vs, gs) = state(&triple);
         let (gaps, gradient) = (triple.0.gaps(), triple.2.bytes());
         let teams = teams();
-        step(std::slice::from_ref(&triple), numbers, teams[seed as usize % teams.len()]);
+        step(std::slice::from_ref(&triple), sgd, teams[seed as usize % teams.len()]);
         let (new_xs, new_vs, _) = state(&triple);
         for i in 0..xs.len() {
-            let [x, v] = expected(dtype, numbers, [xs[i], vs[i], gs[i]], momentum);
+            let [x, v] = expected(dtype, sgd, [xs[i], vs[i], gs[i]], momentum);
             prop_assert!(same(new_xs[i], x), "{:e} became {:e}, not {x:e}", xs[i], new_xs[i]);
             prop_assert!(!momentum || same(new_vs[i], v), "buffer {:e} became {:e}, not {v:e}", vs[i], new_vs[i]);
         }
@@ -131,10 +126,10 @@ fn model(random: &mut Random) -> Vec<Triple> {
 
 #[test]
 fn every_team_gives_the_same_bits() {
-    let numbers = Descend { coefficient: 1.0 / 3.0, lr: 0.1, momentum: 0.9, dampening: 0.0, nesterov: true, weight_decay: 0.01 };
+    let sgd = Sgd { coefficient: 1.0 / 3.0, lr: 0.1, momentum: 0.9, dampening: 0.0, nesterov: true, weight_decay: 0.01 };
     let bits = |team| {
         let triples = model(&mut Random(3));
-        (0..3).for_each(|_| step(&triples, numbers, team));
+        (0..3).for_each(|_| step(&triples, sgd, team));
         triples.iter().flat_map(|Triple(x, v, _)| [x.bytes(), v.as_ref().map_or_else(Vec::new, Tensor::bytes)]).collect::<Vec<_>>()
     };
     let first = bits(alone());
@@ -145,33 +140,69 @@ fn every_team_gives_the_same_bits() {
 fn each_parameter_by_its_own_numbers() {
     let ones = || Tensor::dense(Dtype::F32, 40, 0).holding(&[1.0; 40]);
     let triples = [Triple(ones(), None, ones()), Triple(ones(), Some(ones()), ones())];
-    let updates = Updates::new(triples.iter().map(Triple::views).collect()).unwrap();
-    let numbers = |member: usize| Descend {
-        coefficient: 0.5,
-        lr: 1.0 + member as f64,
-        momentum: 0.5,
-        dampening: 0.5,
-        nesterov: false,
-        weight_decay: 0.0,
-    };
+    let sgd_of =
+        |place: usize| Sgd { coefficient: 0.5, lr: 1.0 + place as f64, momentum: 0.5, dampening: 0.5, nesterov: false, weight_decay: 0.0 };
     // SAFETY: the tensors are ours.
-    unsafe { update(&updates, numbers, alone()) };
+    unsafe { update(&parameters(&triples), sgd_of, alone()) };
     assert_eq!((triples[0].0.parts(), triples[1].0.parts()), (vec![0.5; 40], vec![-0.5; 40]));
+}
+
+/// A formula with two states: the first becomes the parameter plus the gradient, the second the first times the parameter, and the parameter
+/// their sum.
+#[derive(Clone, Copy)]
+struct TwoStates;
+
+impl Update for TwoStates {
+    fn apply<E: Element>(self, _: Isa, parameter: &mut [E], states: &mut [&mut [E]], gradient: &[E]) {
+        let [first, second] = states else { panic!("{} states", states.len()) };
+        for i in 0..parameter.len() {
+            let x = parameter[i].wide();
+            first[i] = E::narrow(x + gradient[i].wide());
+            second[i] = E::narrow(first[i].wide() * x);
+            parameter[i] = E::narrow(first[i].wide() + second[i].wide());
+        }
+    }
+}
+
+#[test]
+fn a_parameter_may_have_several_states() {
+    let len = 1234;
+    for team in teams() {
+        for strided in [false, true] {
+            let tensor = |value: f64| {
+                let tensor = if strided {
+                    Tensor::strided(Dtype::F32, &[len, 2], &[2, 3000], 0)
+                } else {
+                    Tensor::dense(Dtype::F32, 2 * len as usize, 0)
+                };
+                tensor.holding(&vec![value; 2 * len as usize])
+            };
+            let tensors = [2.0, 0.0, 0.0, 3.0].map(tensor);
+            let [x, a, b, g] = &tensors;
+            let parameters = Parameters::new(Tensor::views_of([x, a, b, g]).into(), [2]).unwrap();
+            // SAFETY: the tensors are ours.
+            unsafe { update(&parameters, |_| TwoStates, team) };
+            for (tensor, expected) in tensors.iter().zip([15.0, 5.0, 10.0, 3.0]) {
+                assert!(tensor.parts().iter().all(|value| *value == expected), "{expected}");
+            }
+        }
+    }
 }
 
 #[test]
 fn faults_are_found_before_anything_is_written() {
-    let [x, v, g] = [(); 3].map(|()| Tensor::dense(Dtype::F32, 8, 0).holding(&[1.0; 8]));
-    let none = View::none(Dtype::F32);
-    let fault = |triples: Vec<[View; 3]>| Updates::new(triples).map(|_| ()).unwrap_err();
-    let [xs, vs, gs] = Tensor::views_of([&x, &v, &g]);
+    let tensors = [(); 3].map(|()| Tensor::dense(Dtype::F32, 8, 0).holding(&[1.0; 8]));
+    let fault = |views: &[&View], states: &[usize]| {
+        Parameters::new(views.iter().map(|view| (*view).clone()).collect(), states.iter().copied()).map(drop).unwrap_err()
+    };
+    let [x, v, g] = &Tensor::views_of(tensors.each_ref());
     let overlap = |index, other| TensorError { index, problem: Problem::Overlaps(other) };
-    assert_eq!(fault(vec![[xs.clone(), xs.clone(), gs.clone()]]), overlap(1, 0));
-    assert_eq!(fault(vec![[xs.clone(), vs.clone(), vs.clone()]]), overlap(2, 1));
-    assert_eq!(fault(vec![[xs.clone(), none.clone(), gs.clone()], [xs.clone(), none.clone(), gs.clone()]]), overlap(3, 0));
-    assert!(Updates::new(vec![[xs, none.clone(), gs.clone()], [vs, none, gs]]).is_ok(), "gradients are only read");
-    let z = Tensor::dense(Dtype::C64, 8, 0);
-    let complex = Tensor::views_of([&z, &Tensor::dense(Dtype::C64, 8, 0)]);
-    let [z, dz] = complex;
-    assert_eq!(fault(vec![[z, View::none(Dtype::C64), dz]]), TensorError { index: 0, problem: Problem::Complex });
+    assert_eq!(fault(&[x, x, g], &[1]), overlap(1, 0));
+    assert_eq!(fault(&[x, v, v], &[1]), overlap(2, 1));
+    assert_eq!(fault(&[x, g, x, g], &[0, 0]), overlap(2, 0));
+    assert_eq!(fault(&[x, v, g, x, x], &[3]), overlap(3, 0));
+    assert!(Parameters::new([x, g, v, g].map(View::clone).into(), [0, 0]).is_ok(), "gradients are only read");
+    let complex = [(); 2].map(|()| Tensor::dense(Dtype::C64, 8, 0));
+    let [z, dz] = &Tensor::views_of(complex.each_ref());
+    assert_eq!(fault(&[z, dz], &[0]), TensorError { index: 0, problem: Problem::Complex });
 }

@@ -9,7 +9,7 @@
 use std::hint::black_box;
 
 use super::sum::{LANES, Lanes};
-use super::{Block, SumSquares};
+use super::{Elements, SumSquares};
 use crate::dtype::Element;
 use crate::isa::{Isa, Op};
 use crate::moments::{Merge, Squares, Sum};
@@ -57,7 +57,7 @@ pub fn dot<E: Element>(isa: Isa, x: &[E], y: &[E]) -> Products {
     if E::EXACT_SQUARES {
         return Products { xy, xx, yy };
     }
-    let rescale = |plain, elements| SumSquares.rescaled(plain, &Block::slice(isa, elements));
+    let rescale = |plain, elements| SumSquares.rescaled(plain, &Elements::slice(isa, elements));
     let (xx, yy) = (rescale(xx, x), rescale(yy, y));
     let (x_norm, y_norm) = (xx.norm(), yy.norm());
     if x_norm > 0.0 && y_norm > 0.0 && x_norm * y_norm < *Squares::SAFE.start() {

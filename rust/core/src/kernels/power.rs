@@ -6,7 +6,7 @@
 //! power is then 1.
 
 use super::sum::Lanes;
-use super::{Block, Kernel, MaxAbs, MinAbs, SumOf, Term};
+use super::{Elements, Kernel, MaxAbs, MinAbs, SumOf, Term};
 use crate::dtype::Element;
 use crate::moments::{Merge, Squares, Sum};
 use crate::simd::Simd;
@@ -187,17 +187,17 @@ impl<P: Power> Kernel for SumPowers<P> {
         PowerSum { exponent: self.0.exponent(), scale: 1.0, sum: SumOf(self.0).finish::<E>(state) }
     }
 
-    fn block<E: Element>(self, block: &Block<'_, E>) -> PowerSum {
-        let plain = block.pass(self);
+    fn block<E: Element>(self, elements: &Elements<'_, E>) -> PowerSum {
+        let plain = elements.pass(self);
         let sum = plain.sum.value();
         if sum.is_nan() || Squares::SAFE.contains(&sum) {
             return plain;
         }
-        let scale = if plain.exponent > 0.0 { block.pass(MaxAbs).0 } else { block.pass(MinAbs).0 };
+        let scale = if plain.exponent > 0.0 { elements.pass(MaxAbs).0 } else { elements.pass(MinAbs).0 };
         if scale == 0.0 || scale == f64::INFINITY {
             return plain;
         }
-        PowerSum { scale, sum: block.pass(SumOf(Relative { power: self.0, scale })), ..plain }
+        PowerSum { scale, sum: elements.pass(SumOf(Relative { power: self.0, scale })), ..plain }
     }
 }
 

@@ -5,7 +5,7 @@
 //! underflow.
 
 use super::sum::Lanes;
-use super::{Block, Kernel, SumOf, Term};
+use super::{Elements, Kernel, SumOf, Term};
 use crate::dtype::Element;
 use crate::moments::{Merge, Squares};
 use crate::simd::Simd;
@@ -34,22 +34,22 @@ impl Kernel for SumSquares {
         Squares { medium: SumOf(Square).finish::<E>(state), ..Squares::EMPTY }
     }
 
-    fn block<E: Element>(self, block: &Block<'_, E>) -> Squares {
-        let plain = block.pass(self);
-        if E::EXACT_SQUARES { plain } else { self.rescaled(plain, block) }
+    fn block<E: Element>(self, elements: &Elements<'_, E>) -> Squares {
+        let plain = elements.pass(self);
+        if E::EXACT_SQUARES { plain } else { self.rescaled(plain, elements) }
     }
 }
 
 impl SumSquares {
     /// The plain sum of a block of f64, or where that left the safe range, one taken at another scale.
-    pub(super) fn rescaled<E: Element>(self, plain: Squares, block: &Block<'_, E>) -> Squares {
+    pub(super) fn rescaled<E: Element>(self, plain: Squares, elements: &Elements<'_, E>) -> Squares {
         let sum = plain.medium.value();
         if sum.is_nan() || Squares::SAFE.contains(&sum) {
             plain
         } else if sum > 1.0 {
-            Squares { large: block.pass(SumOf(ScaledSquare(Squares::DOWN))), ..Squares::EMPTY }
+            Squares { large: elements.pass(SumOf(ScaledSquare(Squares::DOWN))), ..Squares::EMPTY }
         } else {
-            Squares { small: block.pass(SumOf(ScaledSquare(Squares::UP))), ..Squares::EMPTY }
+            Squares { small: elements.pass(SumOf(ScaledSquare(Squares::UP))), ..Squares::EMPTY }
         }
     }
 }

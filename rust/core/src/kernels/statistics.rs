@@ -8,7 +8,7 @@ use std::ops::Add;
 
 use super::squares::Square;
 use super::sum::{LANES, Lanes};
-use super::{Abs, Block, Count, Counts, Kernel, MaxAbs, SumOf, SumSquares, Term};
+use super::{Abs, Count, Counts, Elements, Kernel, MaxAbs, SumOf, SumSquares, Term};
 use crate::dtype::Element;
 use crate::moments::{Merge, Moments, Squares};
 use crate::simd::Simd;
@@ -68,20 +68,20 @@ impl Kernel for Statistics {
         }
     }
 
-    fn block<E: Element>(self, block: &Block<'_, E>) -> Moments {
-        let mut moments = block.pass(self);
+    fn block<E: Element>(self, elements: &Elements<'_, E>) -> Moments {
+        let mut moments = elements.pass(self);
         if !moments.largest.0.is_finite() {
-            let Counts { nans, infs, .. } = block.pass(Count);
+            let Counts { nans, infs, .. } = elements.pass(Count);
             if self.finite_only {
-                return Moments { nans, infs, ..self.block(&block.finite()) };
+                return Moments { nans, infs, ..self.block(&elements.finite()) };
             }
             (moments.nans, moments.infs) = (nans, infs);
         }
         if !E::EXACT_SQUARES {
-            moments.squares = SumSquares.rescaled(moments.squares, block);
+            moments.squares = SumSquares.rescaled(moments.squares, elements);
             let unit = moments.largest.unit();
             if unit != 1.0 {
-                moments.sum_abs = block.pass(SumOf(Scaled(1.0 / unit)));
+                moments.sum_abs = elements.pass(SumOf(Scaled(1.0 / unit)));
             }
         }
         moments

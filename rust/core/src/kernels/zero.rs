@@ -2,7 +2,7 @@
 //!
 //! Everything else keeps its bits. A block is read first and written only where there is something to replace.
 
-use super::{Block, Map, MaxAbs};
+use super::{Elements, Map, MaxAbs};
 use crate::dtype::Element;
 use crate::isa::{Isa, Op};
 use crate::simd::Simd;
@@ -13,7 +13,7 @@ pub struct ZeroNonfinite;
 
 impl Map for ZeroNonfinite {
     fn apply<E: Element>(self, isa: Isa, elements: &mut [E]) -> bool {
-        let found = !Block::slice(isa, elements).pass(MaxAbs).0.is_finite();
+        let found = !Elements::slice(isa, elements).pass(MaxAbs).0.is_finite();
         if found {
             isa.run(Replace { elements });
         }

@@ -89,19 +89,22 @@ impl Tensor {
         unsafe { View::new(self.memory.add(origin as usize), self.dtype, &shape, Some(&strides)).unwrap() }
     }
 
-    /// Both tensors, which have the same shape, described together.
+    /// Both tensors, which have the same shape, in the order of this one.
     pub(crate) fn view_with(&self, other: &Self) -> [View; 2] {
         Self::views_of([self, other])
     }
 
-    /// Tensors of the same shape, described together.
+    /// Tensors of the same shape, in the order of the first.
     pub(crate) fn views_of<const K: usize>(tensors: [&Self; K]) -> [View; K] {
         assert!(tensors.iter().all(|tensor| tensor.shape == tensors[0].shape));
         // SAFETY: as in `view`, for all of them.
         unsafe {
-            let data = tensors.map(|tensor| tensor.memory.add(tensor.origin));
-            let strides = tensors.map(|tensor| Some(tensor.strides.as_slice()));
-            View::together(data, tensors.map(Self::dtype), &tensors[0].shape, strides).unwrap()
+            let leader = Some(tensors[0].strides.as_slice());
+            let view = |tensor: &Self| {
+                let start = tensor.memory.add(tensor.origin);
+                View::in_order_of(leader, start, tensor.dtype, &tensor.shape, Some(&tensor.strides)).unwrap()
+            };
+            tensors.map(view)
         }
     }
 

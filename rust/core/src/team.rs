@@ -1,0 +1,208 @@
+//! How many threads compute, and on which instruction set.
+
+use std::num::NonZero;
+
+use crate::error::room;
+use crate::isa::Isa;
+use crate::pool::{Watch, run};
+use crate::strict::StrictFloats;
+
+/// How many threads compute, and on which instruction set.
+#[derive(Clone, Copy, Debug)]
+pub struct Team {
+    /// The calling thread and its helpers, at least 1.
+    pub threads: NonZero<usize>,
+    /// The instruction set of the kernels.
+    pub isa: Isa,
+    /// Called on the calling thread about ten times a second while it reads. To give up, it unwinds by `resume_unwind`, which reaches the
+    /// caller when no helper works any more. Work that writes does not call it, so that no tensor is left half-changed.
+    pub watch: Option<fn()>,
+}
+
+/// The bytes of work for each thread that make up for waking it.
+const SHARE: usize = 1 << 20;
+
+impl Team {
+    /// The same with no more threads than are worth waking for so many bytes.
+    #[must_use]
+    pub(crate) fn for_bytes(self, bytes: usize) -> Self {
+        let most = if bytes < SHARE { 1 } else { 1 + bytes / SHARE };
+        Self { threads: NonZero::new(most).map_or(self.threads, |most| most.min(self.threads)), ..self }
+    }
+
+    /// The same, for work that is not to be given up halfway.
+    #[must_use]
+    pub(crate) fn uninterrupted(self) -> Self {
+        Self { watch: None, ..self }
+    }
+
+    /// Whether the calling thread has no helpers, so that [`Team::alone`] may do the work.
+    pub(crate) fn is_alone(self) -> bool {
+        self.threads.get() == 1
+    }
+
+    /// Does `work(0..pieces)` on the calling thread.
+    pub(crate) fn alone(self, pieces: usize, mut work: impl FnMut(usize)) {
+        let _strict = StrictFloats::enter();
+        let mut watch = Watch::new(self.watch);
+        for piece in 0..pieces {
+            work(piece);
+            watch.look();
+        }
+    }
+
+    /// Does `work(0..pieces)`, each once. Pieces are claimed in order.
+    pub(crate) fn run(self, pieces: usize, work: impl Fn(usize) + Sync) {
+        if self.is_alone() { self.alone(pieces, work) } else { run(self.threads, self.watch, pieces, &work) }
+    }
+
+    /// The results of `work(0..pieces)`, in order. Pieces are claimed in order.
+    pub(crate) fn map<T: Send>(self, pieces: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
+        let mut results = room(pieces);
+        results.resize_with(pieces, || None);
+        let slots = Slots(results.as_mut_ptr());
+        self.run(pieces, |piece| {
+            let result = work(piece);
+            // SAFETY: `piece` is below `pieces`, so the slot exists. The piece is claimed by one thread, and nobody else uses its slot until
+            // `run` has returned.
+            unsafe { *slots.get(piece) = Some(result) };
+        });
+        results.into_iter().flatten().collect()
+    }
+}
+
+/// Where results go. Each slot is used by one thread.
+struct Slots<T>(*mut Option<T>);
+
+impl<T> Slots<T> {
+    fn get(&self, index: usize) -> *mut Option<T> {
+        self.0.wrapping_add(index)
+    }
+}
+
+// SAFETY: each slot is used by one thread at a time, and T may be moved between threads.
+unsafe impl<T: Send> Sync for Slots<T> {}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+
+    fn team(threads: usize) -> Team {
+        Team { threads: NonZero::new(threads).unwrap(), isa: Isa::BASELINE, watch: None }
+    }
+
+    #[test]
+    fn results_come_in_order_and_each_piece_is_done_once() {
+        for threads in 1..6 {
+            for pieces in (0..20).chain([1000]) {
+                let done: Vec<AtomicUsize> = (0..pieces).map(|_| AtomicUsize::new(0)).collect();
+                let results = team(threads).map(pieces, |piece| {
+                    done[piece].fetch_add(1, Ordering::Relaxed);
+                    // Early pieces end late.
+                    thread::sleep(Duration::from_micros(if piece % 7 == 0 { 300 } else { 0 }));
+                    piece
+                });
+                assert!(results.into_iter().eq(0..pieces));
+                assert!(done.iter().all(|count| count.load(Ordering::Relaxed) == 1));
+            }
+        }
+    }
+
+    #[test]
+    fn a_piece_may_be_work_for_a_team() {
+        let sums = team(3).map(8, |piece| team(4).map(5, |inner| piece * inner).into_iter().sum::<usize>());
+        assert!(sums.into_iter().eq((0..8).map(|piece| 10 * piece)));
+    }
+
+    #[test]
+    fn an_old_wake_up_call_is_no_result() {
+        let slow = |piece| {
+            thread::sleep(Duration::from_millis(20));
+            piece
+        };
+        for _ in 0..5 {
+            thread::current().unpark();
+            assert_eq!(team(2).map(2, slow), [0, 1]);
+        }
+    }
+
+    #[test]
+    fn callers_share_helpers_through_thousands_of_tiny_jobs() {
+        thread::scope(|scope| {
+            for caller in 0..4 {
+                scope.spawn(move || {
+                    for round in 0..3000 {
+                        assert_eq!(team(2 + caller % 3).map(4, |piece| piece + round), [round, round + 1, round + 2, round + 3]);
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn nobody_works_when_a_panic_reaches_the_caller() {
+        for threads in [1, 4] {
+            for faulty in [0, 1, 50, 99] {
+                let working = AtomicUsize::new(0);
+                let outcome = catch_unwind(AssertUnwindSafe(|| {
+                    team(threads).map(100, |piece| {
+                        working.fetch_add(1, Ordering::SeqCst);
+                        thread::sleep(Duration::from_micros(200));
+                        working.fetch_sub(1, Ordering::SeqCst);
+                        assert_ne!(piece, faulty, "a fault");
+                    })
+                }));
+                assert_eq!(working.load(Ordering::SeqCst), 0);
+                let panic = outcome.unwrap_err();
+                assert!(panic.downcast_ref::<String>().unwrap().contains("a fault"));
+            }
+        }
+        assert_eq!(team(4).map(3, |piece| piece), [0, 1, 2], "helpers go on");
+    }
+
+    #[test]
+    fn a_fault_of_a_helper_alone_reaches_the_caller() {
+        let caller = thread::current().id();
+        let faulty = AtomicBool::new(false);
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            team(2).map(2, |_| {
+                // Each waits until both are at work, so that one of them is a helper.
+                while thread::current().id() == caller && !faulty.load(Ordering::SeqCst) {
+                    thread::yield_now();
+                }
+                if thread::current().id() != caller {
+                    faulty.store(true, Ordering::SeqCst);
+                    resume_unwind(Box::new("a helper's fault"));
+                }
+            })
+        }));
+        assert_eq!(outcome.unwrap_err().downcast_ref(), Some(&"a helper's fault"));
+    }
+
+    #[test]
+    fn reading_is_given_up_and_writing_is_not() {
+        let given_up = Team { watch: Some(|| resume_unwind(Box::new("enough"))), ..team(2) };
+        let done = AtomicUsize::new(0);
+        let work = |_| {
+            done.fetch_add(1, Ordering::Relaxed);
+            thread::sleep(Duration::from_millis(5));
+        };
+        let outcome = catch_unwind(AssertUnwindSafe(|| given_up.map(100_000, work)));
+        assert_eq!(outcome.unwrap_err().downcast_ref(), Some(&"enough"));
+        assert!(done.swap(0, Ordering::Relaxed) < 100_000);
+        assert_eq!(given_up.uninterrupted().map(100, work).len(), 100);
+        assert_eq!(done.into_inner(), 100);
+    }
+
+    #[test]
+    fn teams_are_no_larger_than_the_work() {
+        assert_eq!(team(1000).for_bytes(SHARE - 1).threads.get(), 1);
+        assert_eq!(team(1000).for_bytes(20 * SHARE).threads.get(), 21);
+        assert_eq!(team(3).for_bytes(20 * SHARE).threads.get(), 3);
+    }
+}
