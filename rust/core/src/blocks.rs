@@ -1,17 +1,18 @@
-//! Tensors cut into blocks of a fixed size, whatever the number of threads.
+//! The cut of a list of tensors into blocks of a fixed size, whatever the number of threads.
 //!
-//! A block never spans tensors, so a tensor's total does not depend on its neighbours. Blocks are not listed anywhere: the tensors lie one
-//! after the other on a line, and a *piece* of that line, which makes it worth a thread's while, holds the blocks that begin in it.
+//! A block never spans tensors, so a tensor's total does not depend on its neighbours. Threads claim *pieces* of several blocks, as a block
+//! of a small tensor is too little work to claim. Neither is stored: the tensors are laid out one after the other on a number line, which is
+//! divided into pieces, and the blocks of a piece are those that begin in it.
 
 use std::iter;
 use std::ops::Range;
 
 use crate::error::{OutOfMemory, room};
 
-/// Elements of a block: few enough for the error bound and to stay in a core's cache, enough to make the bookkeeping vanish.
+/// Elements of a block: few enough for the error bound and for a core's cache, and so many that the time to find a block does not count.
 pub const BLOCK: usize = 1 << 16;
 
-/// A part of a tensor.
+/// Consecutive elements of a tensor: `count` from `first` on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Block {
     pub(crate) tensor: usize,
@@ -19,35 +20,35 @@ pub(crate) struct Block {
     pub(crate) count: usize,
 }
 
-/// The line on which the tensors lie.
+/// The tensors on the number line.
 #[derive(Debug)]
 pub(crate) struct Cut {
-    /// Where each tensor begins, and where the last ends. A tensor takes as much of the line as it has elements and [`BESIDES`].
+    /// Where each tensor begins, and where the last ends. A tensor with elements takes their number plus [`BESIDES`].
     starts: Vec<usize>,
     elements: usize,
 }
 
-/// What a tensor costs besides its elements, in elements. So a piece does not hold too many tiny ones.
+/// The time that a tensor takes however few its elements are, as a number of elements. It bounds the number of tiny tensors in a piece.
 const BESIDES: usize = 1 << 10;
 
-/// Long pieces first, so that a thread reads on without a break and the hardware fetches ahead of it; short ones for the rest, so that all
-/// threads end together.
+/// Pieces are long at first, so that a thread reads long stretches, for which the hardware fetches ahead; the last [`REST`] of the line is
+/// divided into short ones, so that all threads end at about the same time.
 const LONG: usize = 8 * BLOCK;
 const SHORT: usize = BLOCK;
 const REST: usize = 256 * SHORT;
 
-/// The blocks of a short piece of small tensors, about.
+/// About as many blocks as a short piece has when all tensors are small.
 pub(crate) const USUAL: usize = SHORT / BESIDES;
 
 impl Cut {
-    /// Lays out tensors, given by their numbers of elements.
+    /// Lays out tensors of these numbers of elements.
     pub(crate) fn new(lens: impl Iterator<Item = usize>) -> Self {
         let mut starts = room(lens.size_hint().0 + 1);
         let (mut end, mut elements) = (0_usize, 0);
         starts.push(end);
         for len in lens {
             if len > 0 {
-                // Only expanded tensors have so many elements, and only a list without end has so many of these.
+                // Overflow takes more than 2¹⁶ tensors of the largest size that `View` accepts: all expanded, as nothing else is as large.
                 end = end.checked_add(len + BESIDES).unwrap_or_else(|| OutOfMemory::unwind());
                 elements += len;
             }
@@ -90,7 +91,7 @@ impl Cut {
         })
     }
 
-    /// The number of long pieces, and what they leave.
+    /// The number of long pieces, and the rest of the line.
     fn long_and_rest(&self) -> (usize, Range<usize>) {
         let end = self.starts.last().copied().unwrap_or(0);
         let long = end.saturating_sub(REST) / LONG;

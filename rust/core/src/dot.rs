@@ -1,4 +1,4 @@
-//! Two lists of tensors → the products of the vectors that they make up.
+//! Two lists of tensors, each a vector → their inner product and norms.
 
 use crate::blocks::{Block, Cut};
 use crate::dtype::{Bf16, Dtype, Element, F16};
@@ -50,7 +50,7 @@ fn reduce_pair([x, y]: &[View; 2], block: Block, isa: Isa) -> Products {
     }
 }
 
-/// Elements of the same type, read where they lie if they can be.
+/// Elements of the same type, read in place where both are contiguous.
 fn alike<E: Element>(x: &View, y: &View, block: Block, isa: Isa) -> Products {
     match (memory::slice::<E>(x, block), memory::slice::<E>(y, block)) {
         (Some(x), Some(y)) => dot_block(isa, x, y),
@@ -58,7 +58,7 @@ fn alike<E: Element>(x: &View, y: &View, block: Block, isa: Isa) -> Products {
     }
 }
 
-/// Elements of two types, brought to f64.
+/// Elements of two types, each widened to f64.
 fn unlike(x: &View, y: &View, block: Block, isa: Isa) -> Products {
     in_pieces(x, y, block, isa, |view, first, buffer| match view.dtype() {
         Dtype::F16 => load_wide::<F16>(view, first, buffer),

@@ -1,15 +1,15 @@
 //! Element types: how each is widened, compared by its bits, and rounded back.
 //!
-//! Contract: `wide` is exact for every type (f16, bf16, f32 and f64 all fit in f64), roundings are to nearest even.
-//! All conversions are branch-free integer and float operations, so that they vectorize on every instruction set and give the
-//! same bits on each. A NaN that is rounded, or comes out of a product, is the positive quiet one without payload, whatever it was or came
-//! of. Which of two NaN hardware hands on, and with which sign it makes one, depends on the instruction.
+//! Contract: `wide` is exact for every type, as f16, bf16, f32 and f64 all fit into f64; roundings are to nearest even. Conversions are
+//! branch-free integer and float operations, so that they vectorize on every instruction set and give the same bits on each. A NaN that
+//! is rounded or multiplied becomes the positive quiet one without payload: the sign and payload that hardware gives it depend on the
+//! instruction.
 
 use std::ops::{Add, Mul, Sub};
 
 use crate::simd::{Simd, narrow_single, widen_half};
 
-/// A type whose values normclip can read.
+/// The type of a tensor's elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Dtype {
     /// IEEE half precision.
@@ -47,7 +47,7 @@ impl Dtype {
         matches!(self, Self::C64 | Self::C128)
     }
 
-    /// Whether it carries more than f32 precision.
+    /// Whether its numbers have more than f32's precision.
     pub fn is_double(self) -> bool {
         matches!(self, Self::F64 | Self::C128)
     }
@@ -65,7 +65,7 @@ impl Dtype {
     }
 }
 
-/// A type to compute in.
+/// A type in which updates are computed.
 pub trait Float: Copy + PartialEq + Default + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> {
     /// The nearest value of this type.
     fn of(value: f64) -> Self;
@@ -94,13 +94,13 @@ pub trait Element: Copy + Default + Send + Sync + 'static {
     /// The multiplier of [`Element::times`].
     type Factor: Copy;
 
-    /// What several operations in a row are computed in, to be rounded once at the end: f32 for the 16-bit types, else f64.
+    /// The type in which updates are computed, to be rounded once at the end: f32 for the 16-bit types, else f64.
     type Work: Float;
 
     /// Whether the product of two values is exact in f64, and can neither overflow nor underflow there.
     const EXACT_SQUARES: bool;
 
-    /// Rows that are summed plainly before the sums are carried into pairs. Squares of narrow types have bits to spare.
+    /// Rows that are summed in plain f64 before the sums are carried into pairs: fewer for f64, whose squares are rounded already.
     const ROWS: usize;
 
     /// The bits of the absolute value.
@@ -112,7 +112,7 @@ pub trait Element: Copy + Default + Send + Sync + 'static {
     /// The value in f64, exactly.
     fn wide(self) -> f64;
 
-    /// As [`Element::wide`], for 32 of them.
+    /// 32 values in f64, exactly, in an order that is fixed for the type.
     #[inline(always)]
     fn widen<S: Simd>(_simd: S, row: [Self; 32]) -> [f64; 32] {
         row.map(Self::wide)
@@ -127,10 +127,10 @@ pub trait Element: Copy + Default + Send + Sync + 'static {
     /// The nearest value of this type; for the 16-bit types by way of f32, as torch does it.
     fn narrow(value: f64) -> Self;
 
-    /// 32 values, exactly, in an order that only [`Element::store`] has to know.
+    /// 32 values, exactly, in an order that is fixed for the type and that [`Element::store`] undoes.
     fn load<S: Simd>(simd: S, row: [Self; 32]) -> [Self::Work; 32];
 
-    /// The nearest values to what [`Element::load`] gave and was changed since; ties to even.
+    /// The values nearest to numbers in the order of [`Element::load`], ties to even.
     fn store<S: Simd>(simd: S, row: [Self::Work; 32]) -> [Self; 32];
 
     /// A coefficient in the precision in which this type is multiplied: f32, or f64 for f64.
@@ -184,12 +184,12 @@ impl Bf16 {
     pub fn from_f32(value: f32) -> Self {
         let bits = value.to_bits();
         let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
-        // Rounding could carry a NaN over to zero.
+        // A NaN must not be rounded: the carry could make it zero.
         Self(if bits & 0x7fff_ffff > 0x7f80_0000 { 0x7fc0 } else { rounded as u16 })
     }
 }
 
-/// The two 16-bit types differ in their f32 conversions alone.
+/// The implementation of both 16-bit types: they differ in their conversions to and from f32, and in the items that are passed.
 macro_rules! half_element {
     ($half:ty $(, $better:item)*) => {
         impl Element for $half {
@@ -259,8 +259,8 @@ half_element!(
     fn widen<S: Simd>(simd: S, row: [Self; 32]) -> [f64; 32] {
         Self::load(simd, row).map(f64::from)
     },
-    // Two at a time, as the upper and the lower half of a word: a mask and a shift make each an f32, and nothing has to be moved between lanes.
-    // So the first 16 results are those at even places. A fixed order is all that matters.
+    // Two numbers are the halves of a 32-bit word, and a shift and a mask make each an f32 without moving bits between vector lanes. So the
+    // first 16 results are those at even places, and the others those at odd ones.
     #[inline(always)]
     fn load<S: Simd>(_simd: S, row: [Self; 32]) -> [f32; 32] {
         // SAFETY: both are 64 bytes of plain bits.
@@ -282,7 +282,7 @@ half_element!(
         // SAFETY: as above, the other way round.
         unsafe { std::mem::transmute(words) }
     },
-    // Of words too, so that `load` meets words.
+    // In words, as `load` reads words.
     #[inline(always)]
     fn magnitudes(row: [Self; 32]) -> [Self; 32] {
         // SAFETY: both are 64 bytes of plain bits.
@@ -293,7 +293,7 @@ half_element!(
     }
 );
 
-/// f32 and f64 differ in their names alone.
+/// The implementation of f32 and f64.
 macro_rules! float_element {
     ($float:ty, $bits:ty, exact_squares = $exact:literal) => {
         impl Element for $float {

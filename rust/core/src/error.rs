@@ -1,4 +1,4 @@
-//! What can be wrong with a list of tensors. The caller knows their names; here they have indices.
+//! What can be wrong with a list of tensors, which are named by their indices.
 
 use std::fmt;
 use std::panic::resume_unwind;
@@ -8,7 +8,7 @@ use std::panic::resume_unwind;
 pub enum Problem {
     /// Its shape or strides describe no tensor: negative or missing numbers, addresses that no memory has.
     Malformed,
-    /// It has more elements than any memory holds, so it is expanded, and nobody could wait for the end.
+    /// It has more elements than any memory holds, as only expanded tensors have. Reading it would take days.
     TooLarge,
     /// It has elements but no memory, as meta and fake tensors do.
     NullData,
@@ -56,19 +56,21 @@ impl fmt::Display for TensorError {
 
 impl std::error::Error for TensorError {}
 
-/// What unwinds to the caller where there is no memory for a list: a panic with this payload, which says nothing on its way.
+/// The payload of the unwinding that reports a lack of memory for a list. It prints no message, as a panic would.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutOfMemory;
 
 impl OutOfMemory {
-    /// Unwinds.
+    /// Unwinds with this payload.
     pub(crate) fn unwind() -> ! {
         resume_unwind(Box::new(Self))
     }
 }
 
-/// An empty vector with room for so many; for what grows with the caller's list. Unwinds with [`OutOfMemory`] where the standard library
-/// would abort.
+/// An empty vector with capacity for `len` items, for what grows with the caller's list.
+///
+/// # Panics
+/// Unwinds with [`OutOfMemory`] where the standard library would abort the process.
 pub fn room<T>(len: usize) -> Vec<T> {
     let mut vec = Vec::new();
     if vec.try_reserve_exact(len).is_err() {

@@ -1,8 +1,8 @@
 //! Which instruction set the kernels run on.
 //!
-//! Every kernel is plain Rust, written once. [`Isa::run`] compiles it three times, under `target_feature`, and picks one
-//! copy at run time. An [`Isa`] can only be made by checking the CPU, so holding one is the proof that its copy may run.
-//! The arithmetic is the same in all three, so the choice changes the speed and never a bit of the result.
+//! Every kernel is plain Rust, written once. [`Isa::run`] is compiled three times, with different target features, and picks a copy at run
+//! time. An [`Isa`] is only made by checking the CPU, so it is the proof that its copy may run. The arithmetic of all copies is the same, so
+//! the choice changes the speed and no bit of the result.
 
 use std::fmt;
 use std::sync::OnceLock;
@@ -27,18 +27,18 @@ enum Level {
     Avx512,
 }
 
-/// A computation to be compiled for each instruction set.
+/// A computation that is compiled for each instruction set.
 pub trait Op {
     /// What it returns.
     type Output;
 
-    /// The computation. Implementations and all they call must be `#[inline(always)]`, or the compiler leaves them outside the
-    /// function that carries the `target_feature`.
+    /// The computation. Implementations and all that they call must be `#[inline(always)]`: what the compiler leaves outside the function with
+    /// the `target_feature` does not use it.
     fn call<S: Simd>(self, simd: S) -> Self::Output;
 }
 
 impl Isa {
-    /// What runs on every CPU of the architecture.
+    /// The instructions that every CPU of the architecture has.
     pub const BASELINE: Self = Self(Level::Baseline);
 
     /// All sets that this CPU has, slowest first.
@@ -120,22 +120,22 @@ fn has_avx512_part(feature: &str) -> bool {
     }
 }
 
-// Nothing is fused by this: the compiler never does so by itself, and the kernels ask for it where the product is exact.
+// The feature `fma` alone fuses no operations: the compiler never does by itself, and kernels ask for it where the product is exact.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,f16c,fma")]
 fn call_avx2<O: Op>(op: O) -> O::Output {
-    // SAFETY: calling this function takes the same proof.
+    // SAFETY: this function is only called where the CPU has its target features.
     op.call(unsafe { Avx2::assume() })
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,f16c,fma,avx512f,avx512bw,avx512dq,avx512vl")]
 fn call_avx512<O: Op>(op: O) -> O::Output {
-    // SAFETY: calling this function takes the same proof.
+    // SAFETY: this function is only called where the CPU has its target features.
     op.call(unsafe { Avx512::assume() })
 }
 
-/// The instruction set asked for is not to be had.
+/// The CPU lacks the instruction set that was asked for.
 #[derive(Clone, Debug)]
 pub struct IsaError {
     asked: String,

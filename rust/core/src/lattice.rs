@@ -1,23 +1,23 @@
-//! Whether a sum of bounded multiples can come to lie in an interval: what "do these strided tensors share a byte" is in numbers.
+//! Whether Σ strideᵢ·xᵢ, with a bound for each xᵢ, can lie in an interval. "Do these strided tensors share a byte" is this question.
 
-/// A stride, at least 1, and how often it may be taken at most.
+/// A stride, at least 1, and the largest value of its x.
 pub(crate) type Term = (i128, i128);
 
-/// The search has looked at so many cases without an end. It takes strides of no pattern to get there: at least three that no others nest in.
+/// The search was given up after [`CASES`] cases. It takes at least three strides none of which exceeds the reach of the smaller ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Unknown;
 
-/// Cases to look at before giving up, each of some ten nanoseconds.
+/// The most cases that a search tries, each of which takes some ten nanoseconds.
 const CASES: u32 = 1 << 20;
 
 /// Whether there are numbers 0 ≤ xᵢ ≤ mostᵢ with low ≤ Σ strideᵢ·xᵢ ≤ high. Exact.
 ///
-/// The widest stride is tried out as often as the others can make up for, which is once or twice where loops are nested, and the last
-/// two are solved at once.
+/// All values of the widest stride's x are tried from which the other terms can still reach the interval: one or two where the strides are
+/// those of nested loops. The last two strides are solved directly.
 pub(crate) fn reaches(terms: impl IntoIterator<Item = Term>, low: i128, high: i128) -> Result<bool, Unknown> {
     let mut sorted: Vec<Term> = terms.into_iter().filter(|(_, most)| *most > 0).collect();
     sorted.sort_unstable_by(|a, b| b.cmp(a));
-    // What two loops of the same stride reach is what one of both sizes does.
+    // Two terms of the same stride are one with the sum of their bounds.
     sorted.dedup_by(|(stride, most), (kept, sum)| {
         let same = stride == kept;
         *sum += if same { *most } else { 0 };
@@ -53,10 +53,10 @@ fn search(terms: &[Term], low: i128, high: i128, cases: &mut u32) -> Result<bool
     }
 }
 
-/// The same for two strides, in as many steps as Euclid's algorithm takes.
+/// [`reaches`] for two strides, in as many steps as Euclid's algorithm takes.
 fn two((a, a_most): Term, (b, b_most): Term, low: i128, high: i128) -> bool {
     let width = high - low;
-    // For these x, what is left for y lies in reach of it, if not on a multiple of b.
+    // The x for which some real y from 0 to b_most is a solution. It remains to find one with an integer y.
     let (first, last) = (ceil(low - b * b_most, a).max(0), high.div_euclid(a).min(a_most));
     if first > last {
         return false;
@@ -64,7 +64,7 @@ fn two((a, a_most): Term, (b, b_most): Term, low: i128, high: i128) -> bool {
     if width >= b - 1 {
         return true;
     }
-    // high − a·x has to be a multiple of b and at most `width` more. Counted from the first x:
+    // high − a·x has to be a multiple of b plus at most `width`. Its remainder at the first x:
     let rest = (high - a * first).rem_euclid(b);
     rest <= width || first_within(a % b, b, rest - width, rest).is_some_and(|steps| first + steps <= last)
 }
@@ -81,7 +81,7 @@ fn first_within(a: i128, m: i128, low: i128, high: i128) -> Option<i128> {
     if x * a <= high {
         return Some(x);
     }
-    // No multiple of a lies there: how often to go round m first is the same question modulo a.
+    // No multiple of a lies in the interval below m. How many times to add m to the interval until one does, is the same question modulo a.
     let rounds = first_within((-m).rem_euclid(a), a, low % a, high % a)?;
     Some(ceil(low + m * rounds, a))
 }

@@ -1,22 +1,18 @@
 //! Exact, reproducible gradient norms and in-place clipping, over lists of tensors in memory.
 //!
 //! ```text
-//! norm                  one number from totals
-//! reduce · dot          lists of tensors → totals; pairs of them → products
-//! apply · update        lists of tensors → the same, changed; parameters and gradients → the parameters, one step on
-//! pool                  threads that claim pieces          strict   IEEE mode while they work
-//! blocks                tensors cut into blocks            overlap  which tensors share memory
-//! lattice               sums of multiples: the arithmetic of strides
-//! kernels               one file an algorithm, written once
-//! memory · view         bytes; pointer, element type, layout
-//! moments               totals and their merge
-//! isa · dtype · error   instruction sets; element types; what can be wrong
-//! simd                  what an instruction set adds to plain Rust
+//! norm · dot                                   norms of lists; inner products of two lists
+//! reduce · apply · update                      lists of tensors → totals; the same, changed; optimizer steps
+//! tensors                                      lists, each tensor once; the check that they may be written
+//! memory · overlap                             elements in and out; which tensors share bytes
+//! view · kernels · team                        address, element type, layout; the arithmetic; who computes
+//! dtype · isa · blocks · pool                  element types; instruction sets; the cut into blocks; threads
+//! simd · error · moments · lattice · strict    intrinsics; faults; totals; sums of multiples; IEEE mode
 //! ```
 //!
-//! A file knows those below it. Results have the same bits for every number of threads and every instruction set: blocks, lanes and the
-//! order in which totals merge are fixed, and there are no atomics in the arithmetic. The arithmetic is IEEE's, as Rust assumes it: a caller
-//! whose thread may be set otherwise comes in through [`strict()`].
+//! A module uses modules in rows below its own. Results have the same bits for every number of threads and every instruction set: blocks and
+//! lanes have fixed sizes, totals merge in a fixed order, and no arithmetic is done by atomics. The compiler assumes that threads compute in
+//! IEEE arithmetic; a caller whose thread may be in another mode calls this crate through [`strict()`].
 
 mod apply;
 mod blocks;

@@ -1,4 +1,4 @@
-//! Bytes in and out: the only place where the memory of tensors is touched.
+//! The only place where the memory of tensors is read or written. Callers pass blocks and positions within the view.
 
 use std::ptr;
 
@@ -6,26 +6,27 @@ use crate::blocks::Block;
 use crate::dtype::Element;
 use crate::view::View;
 
-/// The block's real numbers where they lie, if they lie contiguously and aligned.
+/// The real numbers of a block in place, if they are contiguous and aligned; a complex element is two.
 pub(crate) fn slice<E: Element>(view: &View, block: Block) -> Option<&[E]> {
-    // SAFETY: layout and alignment are checked; the block is within the view, whose maker vouches for the memory.
+    // SAFETY: `contiguous` has checked layout and alignment, and the block is within the view. Its maker vouches that the memory is valid and
+    // nobody writes it while functions of this crate read it (see `View::new`).
     contiguous(view, block).map(|numbers| unsafe { &*numbers })
 }
 
-/// As [`slice()`], for those who have the block to themselves and may change it.
+/// As [`slice()`], as a pointer for callers that have the block to themselves and may change it.
 pub(crate) fn contiguous<E: Element>(view: &View, block: Block) -> Option<*mut [E]> {
     let size = view.dtype().size();
     let start = view.start().wrapping_add(block.first * size).cast::<E>();
     (view.is_contiguous() && start.is_aligned()).then(|| ptr::slice_from_raw_parts_mut(start, block.count * size / size_of::<E>()))
 }
 
-/// Copies the elements from `first` on, wherever they lie, to fill the buffer.
+/// Fills the buffer with the elements from `first` on, in the view's order.
 pub(crate) fn load<E: Element>(view: &View, first: usize, buffer: &mut [E]) {
     let size = view.dtype().size();
     let mut target = buffer.as_mut_ptr().cast::<u8>();
     copy_runs(view, first, size_of_val(buffer) / size, |source, count, stride| {
-        // SAFETY: the runs hold exactly as many elements as the buffer, so `target` advances to its end and no further; sources are
-        // elements of the view. Bytes are copied, so neither side needs alignment, and every bit pattern is an element.
+        // SAFETY: the runs hold exactly as many elements as the buffer, so `target` advances to its end and no further. Sources are elements
+        // of the view, which its maker vouches for. Bytes are copied, so neither side needs alignment, and every bit pattern is an element.
         unsafe {
             if stride == size as isize {
                 target.copy_from_nonoverlapping(source, count * size);
@@ -39,15 +40,15 @@ pub(crate) fn load<E: Element>(view: &View, first: usize, buffer: &mut [E]) {
     });
 }
 
-/// Copies the buffer over the elements from `first` on.
+/// Writes the buffer over the elements from `first` on.
 ///
 /// # Safety
-/// Nobody else may use these elements meanwhile.
+/// The view may be written, and nobody else may read or write these elements meanwhile.
 pub(crate) unsafe fn store<E: Element>(view: &View, first: usize, buffer: &[E]) {
     let size = view.dtype().size();
     let mut source = buffer.as_ptr().cast::<u8>();
     copy_runs(view, first, size_of_val(buffer) / size, |target, count, stride| {
-        // SAFETY: as in `load` with the sides exchanged; the caller vouches for exclusive use.
+        // SAFETY: as in `load` with the sides exchanged; the caller vouches that the elements may be written and for exclusive use.
         unsafe {
             for i in 0..count {
                 copy_element(source.add(i * size), target.offset(i as isize * stride), size);
@@ -57,7 +58,7 @@ pub(crate) unsafe fn store<E: Element>(view: &View, first: usize, buffer: &[E]) 
     });
 }
 
-/// Copies one element. The sizes are spelled out to give the compiler a plain move for each.
+/// Copies one element. With constant sizes the compiler makes a plain move of each case.
 ///
 /// # Safety
 /// Both sides must be valid for `size` bytes.

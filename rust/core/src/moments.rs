@@ -1,8 +1,8 @@
-//! The numbers that everything is derived from, and how they merge.
+//! Totals: the numbers that all results are derived from, and how they merge.
 //!
-//! A block of a tensor, a tensor, a list of tensors: each yields the same kind of total, and [`Merge`] makes the next level up. Sums
-//! are kept as an unevaluated pair of f64 (about 106 bits), so merging adds no error worth naming, however many blocks there are: the
-//! error bound of a norm is that of one block.
+//! A block, a tensor and a list of tensors yield totals of the same kind, and [`Merge`] makes those of a tensor from those of its blocks, and
+//! so on. Sums are unevaluated pairs of f64 (about 106 bits), so that merging adds an error of some 2⁻¹⁰⁰ however many blocks there are, and
+//! the error bound of a norm is that of one block.
 
 use std::ops::RangeInclusive;
 
@@ -15,7 +15,7 @@ pub trait Merge: Copy + Send + Sync + 'static {
     fn merge(&mut self, other: &Self);
 }
 
-/// The total of all.
+/// All totals merged, in order.
 pub fn merged<T: Merge>(totals: impl IntoIterator<Item = T>) -> T {
     totals.into_iter().fold(T::EMPTY, |mut total, part| {
         total.merge(&part);
@@ -56,9 +56,9 @@ impl Sum {
         }
     }
 
-    /// The nearest f64. NaN has the same bits everywhere, which hardware does not give it.
+    /// The nearest f64; of the NaN values, which hardware makes in several forms, always the same.
     pub fn value(self) -> f64 {
-        // `low` is at most half a unit of `high`, so `high` is the rounded sum already. It is NaN or inf when the sum is.
+        // `low` is at most half a unit in the last place of `high`, so `high` is the rounded sum, and NaN or infinite if the sum is.
         if self.high.is_nan() { f64::NAN } else { self.high }
     }
 
@@ -81,7 +81,7 @@ impl Sum {
         Self::new(square, self.high.mul_add(self.high, -square) + 2.0 * self.high * self.low)
     }
 
-    /// The sum of all terms times a positive factor. A sum that is infinite or NaN stays so, even where the factor underflowed to 0.
+    /// The sum times a factor that is not negative. An infinite sum stays so even where the factor has underflowed to 0.
     #[must_use]
     pub fn times(self, factor: f64) -> Self {
         if self.high.is_finite() { Self { high: self.high * factor, low: self.low * factor } } else { self }
@@ -104,7 +104,7 @@ impl Merge for Sum {
     }
 }
 
-/// Knuth's exact sum: the rounded sum, and what the rounding left.
+/// Knuth's TwoSum: the rounded sum and its rounding error, exactly.
 #[inline(always)]
 pub(crate) fn two_sum(a: f64, b: f64) -> (f64, f64) {
     let sum = a + b;
@@ -112,7 +112,7 @@ pub(crate) fn two_sum(a: f64, b: f64) -> (f64, f64) {
     (sum, (a - (sum - shadow)) + (b - shadow))
 }
 
-/// Σx², safe from overflow and underflow: blocks whose sum leaves f64's safe range are summed at another scale (after Blue, 1978).
+/// Σx² without overflow and underflow: blocks whose sum leaves f64's safe range are summed at another scale (after Blue, 1978).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Squares {
     /// Σ(x·2⁵³⁸)² of the blocks of tiny numbers.
@@ -128,10 +128,11 @@ impl Squares {
     pub(crate) const UP: f64 = f64::from_bits((1023 + 538) << 52);
     /// See [`Squares::UP`].
     pub(crate) const DOWN: f64 = f64::from_bits((1023 - 538) << 52);
-    /// Sums in this range are safe: squares that underflow to less than 2⁻¹⁰⁷⁴ do not matter in them, and no number of them overflows.
+    /// Sums of a block in this range need no other scale: squares that underflow are below half a unit in their last place, and no number of
+    /// such sums overflows.
     pub(crate) const SAFE: RangeInclusive<f64> = f64::from_bits((1023 - 900) << 52)..=f64::from_bits((1023 + 900) << 52);
 
-    /// The sum itself, for what is not squares but products of two vectors.
+    /// The sum itself. It may overflow; for products of two vectors, which need no root.
     pub fn value(&self) -> f64 {
         let [small, medium, large] = [self.small, self.medium, self.large].map(Sum::value);
         canonical(large * Self::UP * Self::UP + (medium + small * Self::DOWN * Self::DOWN))
@@ -146,7 +147,7 @@ impl Squares {
     /// √Σx² as a number and the power of 2 that it is to be multiplied by.
     fn root(&self) -> (Sum, f64) {
         let Self { small, medium, large } = *self;
-        // The smaller scale matters only just below the border, where it can be brought to the larger one's.
+        // Beside blocks at one scale, those at the next smaller one count only near the border, where their sum fits the larger scale.
         let joined = |high: Sum, low: Sum| merged([high, low.times(Self::DOWN).times(Self::DOWN)]).root();
         if large.value() != 0.0 {
             (joined(large, medium), Self::UP)
@@ -168,7 +169,7 @@ impl Merge for Squares {
     }
 }
 
-/// The larger of absolute values; NaN beats infinity, which beats all numbers.
+/// The largest absolute value; NaN if there is one, else infinity if there is one.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Largest(pub f64);
 
@@ -183,16 +184,16 @@ impl Merge for Largest {
 }
 
 impl Largest {
-    /// The unit of a sum of absolute values up to this one: 1, or where they are huge 2⁶⁴, so that any number of them fits.
+    /// The unit in which absolute values up to this one are summed: 1, or 2⁶⁴ where they are so large that their sum could overflow.
     pub fn unit(self) -> f64 {
         const HUGE: f64 = f64::from_bits((1023 + 960) << 52);
         const UNIT: f64 = f64::from_bits((1023 + 64) << 52);
-        // NaN is above all numbers.
+        // NaN has the large unit too.
         if self.0 < HUGE { 1.0 } else { UNIT }
     }
 }
 
-/// The smaller of absolute values; NaN beats all numbers. Infinity where there are none.
+/// The smallest absolute value; NaN if there is one, infinity for no elements.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Smallest(pub f64);
 
@@ -206,8 +207,8 @@ impl Merge for Smallest {
     }
 }
 
-/// What the statistics of a gradient are derived from. Merging is associative to the last bit of every derived figure, but for sums that
-/// happen to lie within 2⁻¹⁰⁰ of a rounding border.
+/// The numbers that the statistics of a gradient are derived from. In whatever order they merge, derived figures have the same bits, but for
+/// sums that lie within some 2⁻¹⁰⁰ of the midpoint between two f64.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Moments {
     /// Number of elements.
@@ -235,7 +236,7 @@ impl Merge for Moments {
         self.zeros += other.zeros;
         self.nans += other.nans;
         self.infs += other.infs;
-        // The unit never becomes smaller. Beside a total in a larger one, what a sum loses by the change is nothing.
+        // Both sums are brought to the unit of the larger absolute value. A factor of 2⁻⁶⁴ loses only bits far below that unit's sum.
         let (unit, other_unit) = (self.largest.unit(), other.largest.unit());
         self.largest.merge(&other.largest);
         self.sum_abs = self.sum_abs.times(unit / self.largest.unit());
@@ -318,15 +319,15 @@ impl Moments {
         array.map(canonical)
     }
 
-    /// What is wrong with numbers that [`Moments::to_array`] has not made, if anything is seen to be.
+    /// Checks an array that may not come from [`Moments::to_array`].
     ///
     /// # Errors
-    /// The rule that they break.
+    /// The first rule that it breaks.
     pub fn check(array: &[f64; Self::LEN]) -> Result<(), &'static str> {
         let [count, zeros, nans, infs, sums @ .., largest] = *array;
         let most = (1u64 << 53) as f64;
         let is_count = |number: f64| (0.0..=most).contains(&number) && number.fract() == 0.0;
-        // NaN and infinities that were measured as 0 are counted with the zeros too.
+        // NaN and infinities that were measured as 0 are counted as zeros too, so there is no rule for the sum of the counts.
         let counts = [count, zeros, nans, infs].into_iter().all(is_count);
         let pairs = sums.as_chunks::<2>().0;
         let is_sum = |&[high, low]: &[f64; 2]| high.is_nan() || high == f64::INFINITY || (high >= 0.0 && low.abs() <= high);
@@ -344,7 +345,7 @@ impl Moments {
         rules.into_iter().find(|(holds, _)| !holds).map_or(Ok(()), |(_, rule)| Err(rule))
     }
 
-    /// What [`Moments::to_array`] has made.
+    /// The inverse of [`Moments::to_array`].
     pub fn from_array(array: [f64; Self::LEN]) -> Self {
         let [count, zeros, nans, infs, rest @ ..] = array;
         let [count, zeros, nans, infs] = [count, zeros, nans, infs].map(|count| count as u64);
@@ -355,7 +356,7 @@ impl Moments {
     }
 }
 
-/// The number with the bits that all equal ones get: −0 is 0, and NaN is one.
+/// The number, with 0 for −0 and the same bits for every NaN.
 pub(crate) fn canonical(number: f64) -> f64 {
     if number.is_nan() { f64::NAN } else { number + 0.0 }
 }

@@ -1,7 +1,7 @@
 //! Norms of a list of tensors, as one vector.
 //!
 //! NaN anywhere makes any norm NaN. Otherwise an infinity makes norms of positive order infinite, counts as one element in order 0, and
-//! adds nothing to a negative order. No elements: 0.
+//! adds nothing in negative orders. The norm of no elements is 0.
 
 use crate::kernels::{Abs, Count, Counts, Integer, MaxAbs, MinAbs, Real, SumOf, SumPowers, SumSquares};
 use crate::moments::canonical;
@@ -40,7 +40,7 @@ pub fn norm(tensors: &Tensors, order: f64, team: Team) -> f64 {
 /// limit; 0 for an infinite norm.
 pub fn hard_coefficient(limit: f64, norm: f64, epsilon: f64) -> f64 {
     let size = norm + epsilon;
-    // By `size <= limit` and not by the quotient, as 0/0 and inf/inf are no numbers.
+    // Sizes are compared, not the quotient with 1: 0/0 and inf/inf are NaN.
     if size <= limit || limit == f64::INFINITY { 1.0 } else { limit / size }
 }
 

@@ -1,9 +1,11 @@
 //! Which tensors of a list are the same memory, and which share part of it.
 //!
-//! The same memory twice counts once. Shared parts may be read, and must not be written: the result would depend on the order. Where some
-//! tensors are written and others only read, the latter may share among themselves. The answer is exact, and found from shapes and strides
-//! alone: most tensors lie apart, which their addresses tell once they are sorted; column blocks of one matrix lie apart within its rows,
-//! which is found in the same way; and of two that are left, arithmetic tells whether they meet.
+//! The same memory twice counts once. Memory that several tensors share in part may be read but not written, as the result would depend on
+//! the order of the writes. Where some tensors are written and others only read, the latter may share memory among themselves.
+//!
+//! The answer is found from addresses, shapes and strides alone. Tensors are sorted by address, and only those whose ranges overlap
+//! are compared further. Of these, column blocks of one matrix are compared by what each covers of a row, in the same way. For the pairs that
+//! are left, [`crate::lattice`] decides. Where it gives up, the pair counts as overlapping.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -49,8 +51,8 @@ fn repetitions_among(views: &[View], order: &[Place]) -> Vec<Repetition> {
     found
 }
 
-/// Refuses tensors in the given places that cannot be written one after the other: expanded ones, and those that share memory with others.
-/// Those for which `written` says no are only read.
+/// Checks that the tensors at the given places for which `written` holds can be written: that none is expanded, and that none shares memory
+/// with another tensor at these places. The others are only read.
 ///
 /// # Errors
 /// The first fault found, with the tensor's index.
@@ -73,10 +75,10 @@ pub(crate) fn check_writable(views: &[View], order: &[Place], written: impl Fn(u
     Ok(())
 }
 
-/// Address and index of a tensor.
+/// The lowest address of a tensor, and its index.
 pub(crate) type Place = (usize, usize);
 
-/// Where the tensors are that have elements, by address and then by index.
+/// The places of the tensors that have elements, sorted by address and then by index.
 pub(crate) fn by_address(views: &[View]) -> Vec<Place> {
     let mut order = room(views.len());
     order.extend(views.iter().enumerate().filter(|(_, view)| !view.is_empty()).map(|(index, view)| (view.range().start, index)));
@@ -84,7 +86,7 @@ pub(crate) fn by_address(views: &[View]) -> Vec<Place> {
     order
 }
 
-/// The runs of several items, sorted by where they begin, whose ranges hang together.
+/// Groups of two and more items with overlapping ranges, of items sorted by where their ranges begin.
 fn clusters<T>(sorted: &[T], range: impl Fn(&T) -> (isize, isize)) -> impl Iterator<Item = Range<usize>> {
     let (mut begin, mut end) = (0, isize::MIN);
     (0..=sorted.len()).filter_map(move |position| {
@@ -101,12 +103,12 @@ fn clusters<T>(sorted: &[T], range: impl Fn(&T) -> (isize, isize)) -> impl Itera
     })
 }
 
-/// What a tensor covers: `solid` bytes, at each place that the loops reach.
+/// The bytes that a tensor covers: `solid` consecutive ones at each place that the loops reach from `start`.
 struct Footprint {
     index: usize,
     start: isize,
     solid: usize,
-    /// Stride and size, the widest stride first. None is 0, and none is as wide as what the next ones make solid.
+    /// Stride and size, the widest stride first. Strides are positive; loops that only extend the solid bytes are left out.
     loops: Vec<(usize, usize)>,
 }
 
@@ -114,7 +116,8 @@ impl Footprint {
     fn of(view: &View, index: usize) -> Self {
         let mut loops: Vec<(usize, usize)> =
             view.loops().map(|(stride, size)| (stride.unsigned_abs(), size)).filter(|(stride, _)| *stride > 0).collect();
-        loops.sort_unstable_by(|a, b| b.cmp(a)); // in step with another tensor they may come in any order
+        // In the order of another tensor, loops come in any order.
+        loops.sort_unstable_by(|a, b| b.cmp(a));
         let mut solid = if view.is_contiguous() { view.bytes() } else { view.dtype().size() };
         while let Some((_, size)) = loops.pop_if(|(stride, _)| *stride == solid) {
             solid *= size;
@@ -122,14 +125,15 @@ impl Footprint {
         Self { index, start: view.range().start as isize, solid, loops }
     }
 
-    /// How far the loops go, from `depth` on.
+    /// The bytes between the lowest and the highest place that the loops from `depth` on reach.
     fn reach(&self, depth: usize) -> usize {
         self.loops[depth..].iter().map(|(stride, size)| stride * (size - 1)).sum()
     }
 
-    /// Whether the two share a byte. Yes, too, where that could not be found out.
+    /// Whether the two share a byte. True also where that could not be decided.
     fn meets(&self, other: &Self) -> bool {
-        // start + Σ stride·x + u = start' + Σ stride'·x' + v, with one side's loops walked backwards: only sums are left.
+        // They do if start + Σ stride·x + u = start' + Σ stride'·x' + v for offsets u, v within the solid bytes. With x counted from the other
+        // end, x → size − 1 − x, both sums have the same sign.
         let distance = (other.start - self.start + other.reach(0) as isize) as i128;
         let (low, high) = (distance - (self.solid as i128 - 1), distance + (other.solid as i128 - 1));
         let terms = self.loops.iter().chain(&other.loops).map(|&(stride, size)| (stride as i128, size as i128 - 1));
@@ -137,18 +141,19 @@ impl Footprint {
     }
 }
 
-/// Whether a tensor reaches a byte by several of its indices. Yes, too, where that could not be found out.
+/// Whether several indices of a tensor reach the same byte. True also where that could not be decided.
 fn reaches_twice(view: &View) -> bool {
     if view.is_contiguous() {
         return false;
     }
-    // Without room for all its elements a tensor need not be looked at, and an expanded one can be too long to look at.
+    // A range smaller than its elements take, or a stride of 0, needs no search.
     if view.bytes() > view.range().len() || view.loops().any(|(stride, _)| stride == 0) {
         return true;
     }
     let Footprint { solid, loops, .. } = Footprint::of(view, 0);
     let near = solid as i128 - 1;
-    // Two indices that first differ in this loop: by 1 or more there, and in those after it by anything, which is counted from the least.
+    // Two indices first differ in loop `first`, by 1 or more, and in the loops after it by −(size − 1) to size − 1. Terms count from 0, so
+    // each difference is counted from its smallest value, and `least` is the sum of these.
     (0..loops.len()).any(|first| {
         let (stride, size) = (loops[first].0 as i128, loops[first].1 as i128);
         let after = loops[first + 1..].iter().map(|&(stride, size)| (stride as i128, 2 * (size as i128 - 1)));
@@ -157,14 +162,14 @@ fn reaches_twice(view: &View) -> bool {
     })
 }
 
-/// A tensor within one step of its first `depth` loops, which all tensors that it is compared with have in common.
+/// What a tensor covers without its first `depth` loops, whose strides it shares with all tensors that it is compared with.
 struct Part {
     at: usize,
     start: isize,
     depth: usize,
 }
 
-/// Calls `check` for all pairs that may meet.
+/// Calls `check` for each pair of tensors whose parts have overlapping ranges.
 fn check_parts<E>(
     footprints: &[Footprint],
     mut parts: Vec<Part>,
@@ -190,7 +195,8 @@ fn check_parts<E>(
     Ok(())
 }
 
-/// If all have the same widest stride, and each lies within one row of that length wherever rows are taken to begin: what they cover of a row.
+/// The parts by what they cover of a row, if all have the same widest stride, the length of the row, and none covers more than that in one
+/// step. Two tensors meet if they do within a row.
 fn within_rows(footprints: &[Footprint], parts: &[Part]) -> Option<Vec<Part>> {
     let outer = |part: &Part| footprints[part.at].loops.get(part.depth).map(|(stride, _)| *stride);
     let row = outer(parts.first()?)?;
@@ -203,7 +209,7 @@ fn within_rows(footprints: &[Footprint], parts: &[Part]) -> Option<Vec<Part>> {
         let start = part.start.rem_euclid(row as isize);
         inner.push(Part { at: part.at, start, depth });
         if start as usize + footprint.reach(depth) + footprint.solid > row {
-            // It goes on in the next row.
+            // Its end is in the next row, where others may begin.
             inner.push(Part { at: part.at, start: start - row as isize, depth });
         }
     }

@@ -62,20 +62,21 @@ impl Watch {
     }
 }
 
-/// Work in progress, on the caller's stack.
+/// A job, on the stack of its caller.
 struct Job<'a> {
     work: &'a (dyn Fn(usize) + Sync),
     pieces: usize,
+    /// The number of pieces claimed so far, which is the next piece.
     claimed: AtomicUsize,
-    /// Helpers that hold a reference. They come to be under the pool's lock while the job is listed there.
+    /// The number of helpers that hold a reference to the job. It grows under the pool's lock, while the job is listed.
     helping: AtomicUsize,
     caller: Thread,
-    /// The first one.
+    /// The first panic of a piece.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
 impl Job<'_> {
-    /// Claims pieces until none is left. Does not unwind.
+    /// Claims pieces and does them until none is left. Does not unwind.
     fn take_part(&self, watch: Option<fn()>) {
         let _strict = StrictFloats::enter();
         let outcome = catch_unwind(AssertUnwindSafe(|| {
@@ -96,7 +97,7 @@ impl Job<'_> {
     }
 }
 
-/// A job that helpers may find. When it is dropped, none of them has it any more.
+/// A job while helpers may find it. When this is dropped, no helper has a reference to it.
 struct Shared<'a> {
     pool: &'static Pool,
     job: &'a Job<'a>,
@@ -112,7 +113,7 @@ impl<'a> Shared<'a> {
 impl Drop for Shared<'_> {
     fn drop(&mut self) {
         self.pool.unlist(ptr::from_ref(self.job).cast());
-        // A moment awake, since the last piece rarely takes longer, then asleep.
+        // The last pieces rarely take long, so wait awake before sleeping.
         let alone = || self.job.helping.load(Ordering::Acquire) == 0;
         if !spin_until(alone) {
             while !alone() {
@@ -122,7 +123,7 @@ impl Drop for Shared<'_> {
     }
 }
 
-/// A job in the pool's list, and how many more helpers it wants.
+/// A job in the pool's list, and the number of helpers that it still wants.
 struct Listed {
     job: *const Job<'static>,
     wanted: usize,
@@ -132,19 +133,19 @@ struct Listed {
 // `Shared` keeps it alive while a helper has it.
 unsafe impl Send for Listed {}
 
-/// The helpers of a process and what they are wanted for.
+/// The helpers of a process, and the jobs for them.
 struct Pool {
     process: u32,
     state: Mutex<State>,
     wake: Condvar,
-    /// Jobs listed so far, to look for without the lock.
+    /// The number of jobs that were ever listed: waiting helpers read it without the lock.
     news: AtomicUsize,
 }
 
 #[derive(Default)]
 struct State {
     jobs: VecDeque<Listed>,
-    /// Threads that were started. There are as many as were ever wanted at once by one job.
+    /// The number of threads started: as many as the job with most helpers has wanted.
     helpers: usize,
 }
 
@@ -169,12 +170,12 @@ impl Pool {
         locked(&self.state).jobs.retain(|listed| listed.job != job);
     }
 
-    /// A helper's life.
+    /// What a helper does from start to end of the process: takes part in jobs, and waits for more.
     fn help(&self) {
         let mut state = locked(&self.state);
         loop {
             if let Some(listed) = state.jobs.front_mut() {
-                // SAFETY: it is listed, so it is alive; from here on its caller waits for us.
+                // SAFETY: a listed job is alive, and the lock keeps it listed. Once `helping` counts this helper, the caller waits for it.
                 let job = unsafe { &*listed.job };
                 job.helping.fetch_add(1, Ordering::Relaxed);
                 listed.wanted -= 1;
@@ -183,7 +184,7 @@ impl Pool {
                 }
                 drop(state);
                 job.take_part(None);
-                // The job ends with its last helper's last look at it.
+                // The job may be gone as soon as `helping` is 0, so the caller is cloned first.
                 let caller = job.caller.clone();
                 if job.helping.fetch_sub(1, Ordering::Release) == 1 {
                     caller.unpark();
@@ -202,15 +203,15 @@ impl Pool {
     }
 }
 
-/// The pool of this process: a forked child inherits the memory of its parent's, but none of its threads.
+/// The pool of this process. A forked child inherits the memory of its parent's pool but none of its threads, so it makes its own.
 fn pool() -> &'static Pool {
     static CURRENT: AtomicPtr<Pool> = AtomicPtr::new(ptr::null_mut());
     let process = std::process::id();
-    // Without locks: a fork may come while another thread would hold one. So may it while one holds the parent's pool's, which is why the
-    // child leaves that alone, once a fork.
+    // No locks, as a fork may come while another thread holds one, which then stays locked in the child. For the same reason the child does
+    // not touch the parent's pool: it is leaked, once for each fork.
     loop {
         let seen = CURRENT.load(Ordering::Acquire);
-        // SAFETY: pointers that are not null come from `Box::into_raw` below and are not freed once they are here.
+        // SAFETY: pointers that are not null come from `Box::into_raw` below, and what was stored in CURRENT is not freed.
         if let Some(pool) = unsafe { seen.as_ref() }
             && pool.process == process
         {
@@ -225,7 +226,7 @@ fn pool() -> &'static Pool {
     }
 }
 
-/// Whether it came true within a moment.
+/// Whether `done` became true within [`SPINS`] checks.
 fn spin_until(done: impl Fn() -> bool) -> bool {
     (0..SPINS).any(|_| {
         std::hint::spin_loop();
@@ -233,7 +234,7 @@ fn spin_until(done: impl Fn() -> bool) -> bool {
     })
 }
 
-/// No code that may panic runs under our locks, so what they guard is whole.
+/// The guarded value, also after a panic of another thread: no code that could panic halfway through a change runs under these locks.
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

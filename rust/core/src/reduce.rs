@@ -80,7 +80,7 @@ fn reduce_block<K: Kernel>(view: &View, block: Block, kernel: K, isa: Isa) -> K:
     }
 }
 
-/// The real numbers of a block: its elements, or the parts of complex ones.
+/// The real numbers of a block: its elements, or the parts of complex elements.
 fn elements<E: Element>(view: &View, block: Block, isa: Isa) -> Elements<'_, E> {
     match memory::slice::<E>(view, block) {
         Some(slice) => Elements::slice(isa, slice),

@@ -1,11 +1,11 @@
-//! What a kernel may use beyond plain Rust: the conversions of half precision, which hardware does in one instruction and plain Rust in
-//! eight or more, and the fused addition of exact squares.
+//! Operations for which an instruction set has better than plain Rust: the conversions of half precision, one instruction instead of eight or
+//! more, and the fused addition of exact squares.
 //!
-//! A capability is a type whose existence proves that the CPU has it; [`crate::Isa::run`] hands one to every computation.
+//! A value of a [`Simd`] type is the proof that the CPU has the instructions; [`crate::Isa::run`] passes one to every computation.
 
-/// These operations, in plain Rust unless the instruction set has better.
+/// The operations, in plain Rust where an instruction set does not override them.
 pub trait Simd: Copy {
-    /// Whether the lanes of two sums fit into the registers together.
+    /// Whether the registers hold the lanes of two sums at once.
     const ROOMY: bool = false;
 
     /// Widens 32 half-precision numbers, given by their bits, to f32. Exact.
@@ -14,7 +14,7 @@ pub trait Simd: Copy {
         halves.map(widen_half)
     }
 
-    /// Rounds 32 f32 to half precision, to nearest even, and gives their bits. NaN is the one without sign and payload.
+    /// Rounds 32 f32 to half precision, to nearest even, and returns their bits. Every NaN becomes the positive one without payload.
     #[inline(always)]
     fn narrow_singles(self, singles: [f32; 32]) -> [u16; 32] {
         singles.map(narrow_single)
@@ -27,7 +27,7 @@ pub trait Simd: Copy {
     }
 }
 
-/// What every CPU has.
+/// No instructions beyond those that every CPU of the architecture has.
 #[derive(Clone, Copy)]
 pub(crate) struct Portable;
 
@@ -44,7 +44,7 @@ pub(crate) fn widen_half(half: u16) -> f32 {
     f32::from_bits(scaled.to_bits() | special | (u32::from(half & 0x8000) << 16))
 }
 
-/// Rounds an f32 to half precision, to nearest even, and gives its bits. NaN is the one without sign and payload.
+/// Rounds an f32 to half precision, to nearest even, and returns its bits. Every NaN becomes the positive one without payload.
 #[inline(always)]
 pub(crate) fn narrow_single(value: f32) -> u16 {
     let bits = value.to_bits();
@@ -61,7 +61,7 @@ pub(crate) fn narrow_single(value: f32) -> u16 {
     if magnitude > 0x7f80_0000 { 0x7e00 } else { sign | bounded as u16 }
 }
 
-/// The half itself, or the NaN of results.
+/// The half itself; for every NaN the positive one without payload.
 #[inline(always)]
 fn canonical_half(half: u16) -> u16 {
     if half & 0x7fff > 0x7c00 { 0x7e00 } else { half }

@@ -1,8 +1,8 @@
 //! IEEE arithmetic, whatever the thread was set to.
 //!
-//! `torch.set_flush_denormal(True)` makes the calling thread treat subnormal numbers as zero, and the helpers may or may not have inherited
-//! it. Results must not depend on that, nor on a rounding direction, and half precision is widened by way of subnormals. So whoever calls
-//! this crate from a thread that is not its own does it through [`strict()`]: sums and all that is derived from them are computed in there.
+//! `torch.set_flush_denormal(True)` makes the calling thread treat subnormal numbers as zero, and helper threads may or may not have inherited
+//! that. Results must depend neither on it nor on a rounding direction, and half precision is widened by way of subnormals. So callers whose
+//! threads may have been set otherwise call this crate, and compute what they derive from its results, within [`strict()`].
 
 use std::hint::black_box;
 use std::marker::PhantomData;
@@ -24,7 +24,7 @@ fn apart<T>(work: impl FnOnce() -> T) -> T {
     work()
 }
 
-/// While it lives, this thread rounds to nearest and keeps subnormal numbers. The former mode comes back when it is dropped.
+/// While this lives, its thread rounds to nearest and keeps subnormal numbers. Dropping it restores the former mode.
 pub(crate) struct StrictFloats {
     former: Mode,
     /// The mode is the thread's: the guard must stay on it.

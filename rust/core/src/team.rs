@@ -23,11 +23,13 @@ pub struct Team {
 const SHARE: usize = 1 << 20;
 
 impl Team {
-    /// The same with no more threads than are worth waking for so many bytes.
+    /// The same with no more threads than are worth waking for so many bytes, and without a watch where they are read before it is called.
     #[must_use]
     pub(crate) fn for_bytes(self, bytes: usize) -> Self {
-        let most = if bytes < SHARE { 1 } else { 1 + bytes / SHARE };
-        Self { threads: NonZero::new(most).map_or(self.threads, |most| most.min(self.threads)), ..self }
+        if bytes < SHARE {
+            return Self { threads: NonZero::<usize>::MIN, watch: None, ..self };
+        }
+        Self { threads: NonZero::<usize>::MIN.saturating_add(bytes / SHARE).min(self.threads), ..self }
     }
 
     /// The same, for work that is not to be given up halfway.

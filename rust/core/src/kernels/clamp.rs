@@ -11,7 +11,7 @@ use crate::simd::Simd;
 /// Clamps to [−limit, limit].
 #[derive(Clone, Copy)]
 pub struct Clamp {
-    /// Not negative, not NaN.
+    /// The limit: not negative, not NaN.
     pub limit: f64,
 }
 

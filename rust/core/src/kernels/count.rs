@@ -1,6 +1,6 @@
 //! How many elements are zero, NaN and infinite.
 //!
-//! Input f16, bf16, f32, f64 → 32-bit counters, which hold any block → u64. Exact; an empty block gives 0.
+//! Input f16, bf16, f32, f64 → 32-bit counters, enough for a block → u64. Exact; an empty block gives 0.
 
 use super::Kernel;
 use crate::dtype::Element;

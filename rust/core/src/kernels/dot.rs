@@ -1,10 +1,10 @@
 //! Σxy, Σx² and Σy² of two vectors in one read of both.
 //!
 //! Two blocks of equal length → f64 lanes → [`Products`]. NaN and infinity pass through; empty blocks give 0.
-//! Error bound: as [`SumOf`](super::SumOf), so Σxy is within 3.7e-15 of Σ|xy|. Products of 16- and 32-bit types are exact. Those of f64 are
-//! summed as they are wherever they can be, however far apart the two vectors are: no product and no part of a sum is more than Σ|xy|, and a
-//! product that underflows loses less than 2⁻¹⁰⁷⁴. Only a sum that comes close to overflow, and products which are all so small that what
-//! underflows would count beside ‖x‖‖y‖, are read again at a scale that fits.
+//! Error bound: as for [`SumOf`](super::SumOf), so Σxy is within 3.7e-15 · Σ|xy|. Products of 16- and 32-bit types are exact. Those of f64 are
+//! summed without scaling wherever that keeps the bound, however different the norms of the vectors are: no product and no partial sum
+//! exceeds Σ|xy|, and a product that underflows loses less than 2⁻¹⁰⁷⁴. A block is read again at another scale only if its sum comes close to
+//! overflow, or if ‖x‖‖y‖ is so small that products that underflow would count.
 
 use std::hint::black_box;
 
@@ -43,7 +43,7 @@ impl Products {
         if x == 0.0 || y == 0.0 || !x.is_finite() || !y.is_finite() {
             return f64::NAN;
         }
-        // Each part over the norms at its own scale, one after the other: a part is less than their product, which may be beyond f64.
+        // Each part is divided by one norm after the other, at its own scale: the product of the norms may overflow.
         let part = |sum: Sum, scale: f64| if sum.value() == 0.0 { 0.0 } else { sum.value() / (x * scale) / (y * scale) };
         let Squares { small, medium, large } = self.xy;
         part(large, Squares::DOWN) + part(medium, 1.0) + part(small, Squares::UP)
@@ -61,10 +61,10 @@ pub fn dot<E: Element>(isa: Isa, x: &[E], y: &[E]) -> Products {
     let (xx, yy) = (rescale(xx, x), rescale(yy, y));
     let (x_norm, y_norm) = (xx.norm(), yy.norm());
     if x_norm > 0.0 && y_norm > 0.0 && x_norm * y_norm < *Squares::SAFE.start() {
-        // No element times 2⁵³⁸ overflows: the smallest other one that it can have is 2⁻¹⁰⁷⁴.
+        // No element times 2⁵³⁸ overflows: an element is at most ‖x‖, which is below 2⁻⁹⁰⁰ / ‖y‖, and ‖y‖ is at least 2⁻¹⁰⁷⁴.
         xy = Squares { small: at_scale(Squares::UP)[0].medium, ..Squares::EMPTY };
     } else if !(0.0..=*Squares::SAFE.end()).contains(&xy.medium.value().abs()) {
-        // Infinite or NaN, too, by overflow or by what is not finite. What underflows at this scale is nothing beside such a sum.
+        // The sum is large, infinite or NaN. Products that underflow at this scale do not count beside it.
         xy = Squares { large: at_scale(Squares::DOWN)[0].medium, ..Squares::EMPTY };
     }
     Products { xy, xx, yy }
@@ -81,7 +81,7 @@ impl<E: Element> Op for Rows<'_, E> {
 
     #[inline(always)]
     fn call<S: Simd>(self, simd: S) -> [Sum; 3] {
-        // Known to the compiler where it is always 1.
+        // Where it is always 1, the compiler leaves out the products.
         let scale = if E::EXACT_SQUARES { 1.0 } else { self.scale };
         let (x_rows, x_tail) = self.x.as_chunks::<LANES>();
         let (y_rows, y_tail) = self.y.as_chunks::<LANES>();
@@ -98,7 +98,7 @@ impl<E: Element> Op for Rows<'_, E> {
                     sums[2][i] += y * y;
                 }
             }
-            // In memory for the reason given in `SumOf`.
+            // See `SumOf` for the reason.
             put(black_box(sums));
         }
         if !x_tail.is_empty() {

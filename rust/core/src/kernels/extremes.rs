@@ -1,8 +1,8 @@
 //! The largest and the smallest absolute value.
 //!
-//! Input f16, bf16, f32, f64 → the element's own bits → f64. Exact. Nothing is widened: the bits of absolute values
-//! are ordered like the numbers, with infinity above them and NaN on top, so an integer maximum is all it takes. The minimum needs the
-//! maximum too, to find NaN. Empty blocks give 0 and infinity.
+//! Input f16, bf16, f32, f64 → the element's own bits → f64. Exact. The bits of absolute values, as integers, are ordered like the numbers, with
+//! infinity above them and NaN above infinity, so that an integer maximum finds all three. The minimum takes the maximum too, to find NaN. An
+//! empty block gives 0 and infinity.
 
 use super::Kernel;
 use crate::dtype::Element;

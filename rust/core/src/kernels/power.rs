@@ -1,7 +1,7 @@
 //! Σ|x|^p for any real p but 0.
 //!
-//! Input f16, bf16, f32, f64 → f64 lanes → a [`PowerSum`] a block. NaN passes through; 0^p is infinite for negative p and inf^p is 0. A
-//! power is within 2 · (2 + |p·log₂x|) · 2⁻⁵² of the true one, so the norm, which is a p-th root, is within 1e-13 for sums in plain range.
+//! Input f16, bf16, f32, f64 → f64 lanes → a [`PowerSum`] for each block. NaN passes through; for negative p, 0^p is infinite and inf^p is 0.
+//! A power is within 2 · (2 + |p·log₂x|) · 2⁻⁵² of the true one, so the norm, which is a p-th root, is within 1e-13 for sums in plain range.
 //! A block whose sum comes close to overflow or underflow is read again relative to its largest (for negative p: smallest) element, whose
 //! power is then 1.
 
@@ -81,7 +81,7 @@ const EXP2: [f64; 14] = {
     terms
 };
 
-/// Σ `terms[k]` · x^k for an even number of terms. Even and odd powers apart: two chains of operations, half as long to wait for.
+/// Σ `terms[k]` · x^k for an even number of terms. Even and odd powers are summed apart: two chains of half the length run side by side.
 #[inline(always)]
 fn polynomial<const N: usize>(x: f64, terms: [f64; N]) -> f64 {
     let square = x * x;
@@ -113,8 +113,7 @@ fn log2(x: f64) -> f64 {
     k + t * (2.0 * std::f64::consts::LOG2_E) * polynomial(t2, ARTANH)
 }
 
-/// 2^y, within 2⁻⁵¹ relative, infinite from 2¹⁰²³·⁵; 0 below 2⁻¹⁰²², which is lost on purpose: a sum where it would matter is taken again
-/// at another scale.
+/// 2^y within 2⁻⁵¹ relative; infinite from 2¹⁰²³·⁵ on, and 0 below 2⁻¹⁰²². A sum for which such a power counts is taken at another scale.
 #[inline(always)]
 fn exp2(y: f64) -> f64 {
     let bounded = y.clamp(-1023.0, 1024.0);
@@ -144,7 +143,7 @@ impl Merge for PowerSum {
     const EMPTY: Self = Self { exponent: 0.0, scale: 1.0, sum: Sum::EMPTY };
 
     fn merge(&mut self, other: &Self) {
-        // Nothing at all has no exponent yet. A sum of 0 has one: infinities to a negative power.
+        // The total of no elements has no exponent. A sum of 0 with an exponent is one of infinities to a negative power.
         if other.exponent == 0.0 || (other.sum == Sum::EMPTY && self.exponent != 0.0) {
             return;
         }
@@ -152,7 +151,7 @@ impl Merge for PowerSum {
             *self = *other;
             return;
         }
-        // The scale of the larger terms stays, so that nothing overflows.
+        // The scale of the larger terms is kept, so that nothing overflows.
         let mut small = *other;
         if (small.scale / self.scale).powf(self.exponent) > 1.0 {
             std::mem::swap(self, &mut small);

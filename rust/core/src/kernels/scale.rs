@@ -22,7 +22,7 @@ impl Map for Scale {
         if fits_f32 {
             isa.run(Multiply { factor: E::factor(coefficient), elements });
         } else {
-            // An f32 coefficient would be subnormal or infinite: products that fit would be lost.
+            // Rounded to f32 the coefficient would be subnormal or infinite, where the product may be neither.
             isa.run(MultiplyWide { coefficient, elements });
         }
         true

@@ -1,8 +1,8 @@
 //! Σx².
 //!
-//! As [`SumOf`], with the squares of 16- and 32-bit types exact in f64. Squares of f64 are rounded once (multiply, then add: never fused),
-//! and a block whose plain sum comes close to overflow or underflow is read again at a scale that fits, so they neither overflow nor
-//! underflow.
+//! Input, accumulators, special values and error bound as for [`SumOf`]. Squares of 16- and 32-bit types are exact in f64. Those of f64 are
+//! rounded once (multiply, then add: never fused), and a block whose sum comes close to overflow or underflow is read again at a scale
+//! that fits.
 
 use super::sum::Lanes;
 use super::{Elements, Kernel, SumOf, Term};
@@ -41,7 +41,7 @@ impl Kernel for SumSquares {
 }
 
 impl SumSquares {
-    /// The plain sum of a block of f64, or where that left the safe range, one taken at another scale.
+    /// The plain sum of a block of f64; where it left the safe range, the sum at another scale.
     pub(super) fn rescaled<E: Element>(self, plain: Squares, elements: &Elements<'_, E>) -> Squares {
         let sum = plain.medium.value();
         if sum.is_nan() || Squares::SAFE.contains(&sum) {

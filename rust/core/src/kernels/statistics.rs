@@ -1,7 +1,8 @@
 //! All statistics in one read: Σ|x|, Σx², max|x|, the count and the special values.
 //!
-//! As the single kernels, whose parts these are: every figure has the bits that its own kernel would give. NaN and infinities are counted
-//! apart only where there are some, and Σ|x| is taken in another unit only where some |x| is so large that the sum may not fit.
+//! Input f16, bf16, f32, f64 → the accumulators of the single kernels → [`Moments`]. Every figure has the bits, and the error bound, of its own
+//! kernel. Further passes over the block are made only where it has NaN or infinities, which are then counted, and where some |x| is so
+//! large that Σ|x| could overflow, which is then taken in another unit. An empty block gives zeros.
 
 use std::hint::black_box;
 use std::ops::Add;
@@ -99,13 +100,13 @@ impl Term for Scaled {
     }
 }
 
-/// Everything in one loop, for CPUs with registers enough.
+/// All figures in one loop, for CPUs with enough registers.
 #[inline(always)]
 fn add_at_once<E: Element, S: Simd>(simd: S, state: &mut State<E>, group: &[[E; LANES]]) {
     let (mut abs, mut squares) = ([0.0; LANES], [0.0; LANES]);
-    // Integers are as wide as the elements, so that as many fit into a register.
+    // Counters have the width of the elements, so that a register holds as many of both.
     let (mut largest, mut nonzeros) = ([state.largest; LANES], [E::Bits::default(); LANES]);
-    // The smaller of |x|'s bits and 1 is one instruction. Did the compiler know of the 1 it would make a comparison of it, which is two.
+    // min(|x|'s bits, 1) is one instruction. If the compiler knew the 1, it would make a comparison of it, which takes two.
     let one = black_box(E::Bits::from(true));
     for &row in group {
         let row = E::magnitudes(row);
@@ -117,7 +118,7 @@ fn add_at_once<E: Element, S: Simd>(simd: S, state: &mut State<E>, group: &[[E; 
             squares[i] = Square.add_to::<E, S>(simd, squares[i], wide[i]);
         }
     }
-    // In memory for the reason given in `SumOf`.
+    // See `SumOf` for the reason.
     (abs, squares) = black_box((abs, squares));
     (largest, nonzeros) = black_box((largest, nonzeros));
     state.abs.put(&abs);
@@ -126,7 +127,7 @@ fn add_at_once<E: Element, S: Simd>(simd: S, state: &mut State<E>, group: &[[E; 
     state.nonzeros += nonzeros.into_iter().fold(E::Bits::default(), Add::add).into();
 }
 
-/// One after the other; what the first has read is in cache for the others.
+/// One figure after the other. The first pass leaves the elements in cache for the others.
 #[inline(always)]
 fn add_in_turn<E: Element, S: Simd>(simd: S, state: &mut State<E>, elements: &[E]) {
     SumOf(Abs).add(simd, &mut state.abs, elements);

@@ -14,33 +14,33 @@ use crate::dtype::Element;
 use crate::moments::{Sum, two_sum};
 use crate::simd::Simd;
 
-/// Accumulators. Each has a fixed share of a block's elements, so that the result does not depend on how many of them fit into a register.
+/// The number of accumulators. Element i of a block goes to lane i modulo this, so that the result does not depend on the width of registers.
 pub(crate) const LANES: usize = 32;
 
-/// What is summed for each element.
+/// A function of an element, to be summed.
 pub trait Term: Copy + Send + Sync + 'static {
-    /// Whether x and -x have the same term by their arithmetic, so that absolute values need not be taken.
+    /// Whether `of` gives x and −x the same term, so that it may be called without taking the absolute value.
     const EVEN: bool = false;
 
     /// The term of an element whose absolute value is x; of any element x if the term is even. Must be `#[inline(always)]`.
     fn of(self, x: f64) -> f64;
 
-    /// The sum and this term, for x widened from E. Must be `#[inline(always)]`.
+    /// The sum plus the term of x, which was widened from E. Must be `#[inline(always)]`.
     #[inline(always)]
     fn add_to<E: Element, S: Simd>(self, _simd: S, sum: f64, x: f64) -> f64 {
         sum + self.of(x)
     }
 }
 
-/// Of these, the lanes that are left when a group of rows is folded.
+/// The lanes that are left when the sums of a group of rows are folded.
 const WIDTH: usize = 8;
 
-/// A sum in the making.
+/// The state of a sum: f64 lanes for the last group of rows, pairs of f64 for all before it.
 #[derive(Clone, Copy)]
 pub struct Lanes {
-    /// The last group of rows.
+    /// The folded sums of the last group of rows.
     fresh: [f64; WIDTH],
-    /// All groups before it, as unevaluated sums of two numbers.
+    /// The sums of all groups before it: `high + low`, unevaluated.
     high: [f64; WIDTH],
     low: [f64; WIDTH],
     groups: usize,
@@ -49,7 +49,7 @@ pub struct Lanes {
 impl Lanes {
     pub(super) const EMPTY: Self = Self { fresh: [0.0; WIDTH], high: [0.0; WIDTH], low: [0.0; WIDTH], groups: 0 };
 
-    /// Adds the sums of a group of rows.
+    /// Adds the sums of a group of rows, folded to [`WIDTH`] in a fixed tree.
     #[inline(always)]
     pub(super) fn put(&mut self, group: &[f64; LANES]) {
         if self.groups > 0 {
@@ -59,6 +59,7 @@ impl Lanes {
         self.groups += 1;
     }
 
+    /// Adds the last group to the pairs, without rounding error but in `low`.
     #[inline(always)]
     fn carry(&mut self) {
         for i in 0..WIDTH {
@@ -68,11 +69,11 @@ impl Lanes {
         }
     }
 
-    /// Adds up the lanes in a fixed tree: halves onto halves.
+    /// Adds up the lanes in a fixed tree: the upper half onto the lower half, until one is left.
     #[inline(always)]
     pub(super) fn fold(mut self) -> Sum {
         if self.groups <= 1 {
-            // A small tensor: its few roundings are fewer than others' already.
+            // A small block: it has few roundings, so that plain sums keep the error bound.
             halve(&mut self.fresh, 4);
             halve(&mut self.fresh, 2);
             return Sum::of(self.fresh[0] + self.fresh[1]);
@@ -122,8 +123,8 @@ impl<T: Term> Kernel for SumOf<T> {
                     *sum = term.add_to::<E, S>(simd, *sum, x);
                 }
             }
-            // Lanes that have to be in memory become vectors in the loop above. Without, the compiler makes vectors from what it finds in
-            // the folding of the lanes, which are too short by far.
+            // `black_box` forces the lanes into memory, which makes the compiler vectorize the loop above over all of them. Without it, it
+            // vectorizes by the shape of the fold, with vectors that are far too short.
             lanes.put(&black_box(sums));
         }
         if !tail.is_empty() {

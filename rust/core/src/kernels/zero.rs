@@ -1,13 +1,13 @@
 //! x ← 0 where x is NaN or infinite.
 //!
-//! Everything else keeps its bits. A block is read first and written only where there is something to replace.
+//! All other elements keep their bits. A block is read first, and written only if it has something to replace.
 
 use super::{Elements, Map, MaxAbs};
 use crate::dtype::Element;
 use crate::isa::{Isa, Op};
 use crate::simd::Simd;
 
-/// Replaces what is not finite by 0.
+/// Replaces NaN and infinities by 0.
 #[derive(Clone, Copy)]
 pub struct ZeroNonfinite;
 
