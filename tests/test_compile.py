@@ -75,6 +75,9 @@ def test_no_gradients() -> None:
     assert compiled(lambda: normclip.clip_grad_norm_(parameters, 1.0))().item() == 0.0
 
 
+@pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 9), reason="this Dynamo does not trace dictionaries whose keys are objects"
+)
 def test_torch_s_name_for_it() -> None:
     given, expected = made(), made()
     with normclip.patch_torch():

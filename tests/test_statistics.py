@@ -105,7 +105,7 @@ def test_groups_are_those_of_parameters_whichever_have_gradients() -> None:
     assert list(normclip.grad_stats(net, groups=lambda name: name[0]).groups) == ["0", "1", "2"]
     net.zero_grad()
     assert normclip.grad_stats(net, groups=groups).groups == dict.fromkeys(names, Moments())
-    with pytest.raises(ValueError, match=r"names '3.\*', and nothing is called so: the names are 0.weight, .* 2.bias$"):
+    with pytest.raises(ValueError, match=r"names '3.\*', which matches no tensor: the names are 0.weight, .* 2.bias$"):
         normclip.grad_stats(net, groups={"typo": ["3.*"]})
 
 

@@ -400,4 +400,6 @@ MILLION = """
 @pytest.mark.parametrize("tensors", ["list(torch.ones(1_000_000, 4))", "list(np.ones((1_000_000, 4), np.float32))"])
 @pytest.mark.parametrize("call", ["normclip.total_norm(tensors)", "normclip.clip_(tensors, 1.0)"])
 def test_a_million_tensors_take_little_memory(call: str, tensors: str) -> None:
+    if "torch" in tensors and not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+        pytest.skip("this torch exports each tensor by a capsule, which takes a kilobyte")
     assert float(output_of(MILLION.format(call=call, tensors=tensors))) <= 100.0

@@ -1,14 +1,16 @@
 """Exact, fast gradient norms and gradient clipping.
 
-Drop-ins for :mod:`torch.nn.utils`: :func:`clip_grad_norm_`, :func:`clip_grads_with_norm_`, :func:`clip_grad_value_` and
-:func:`get_total_norm`. For plain lists of torch tensors or NumPy arrays: :func:`total_norm`, :func:`clip_`, :func:`scale_` and
-:func:`clamp_`. In one read: :func:`stats`, :func:`grad_stats`,
-:class:`Moments`, :func:`dot`, and :func:`clip_grads_`, which clips and tells all. Torch tensors may be on any device.
+- Drop-ins for :mod:`torch.nn.utils`: :func:`clip_grad_norm_`, :func:`clip_grads_with_norm_`, :func:`clip_grad_value_` and
+  :func:`get_total_norm`. :func:`patch_torch` puts them in torch's place, so that frameworks use them.
+- For lists of torch tensors or NumPy arrays: :func:`total_norm`, :func:`clip_`, :func:`scale_` and :func:`clamp_`.
+- Many statistics from one read: :func:`stats`, :func:`grad_stats`, :class:`Moments`, :func:`dot`, and :func:`clip_grads_`, which also
+  clips.
+- Clip rules: :mod:`normclip.rules` has rules other than a limit on the norm, :mod:`normclip.thresholds` limits that follow training, and
+  :mod:`normclip.theory` the theory behind them.
+- Training: :mod:`normclip.monitor` logs gradients, :mod:`normclip.optim` has optimizers that clip in their step without writing gradients,
+  and :mod:`normclip.distributed` describes clipping by many processes.
 
-:mod:`normclip.rules` has other rules than a limit to the norm, :mod:`normclip.thresholds` limits that follow training, and
-:mod:`normclip.theory` what is behind them. :func:`patch_torch` lets whole frameworks use these functions, and :mod:`normclip.monitor` logs
-gradients while a model trains. :mod:`normclip.distributed` tells how many processes clip together. :mod:`normclip.optim` takes clipped
-steps that write no gradients.
+Torch tensors may be on any device.
 """
 
 from normclip._core import Moments, __version__, get_num_threads, set_num_threads

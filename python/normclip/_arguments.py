@@ -1,4 +1,4 @@
-"""What users pass, checked."""
+"""Types of arguments, and checks that raise an error which names the argument and what to pass instead."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Tensors: TypeAlias = "SupportsDLPack | Iterable[SupportsDLPack]"
 Parameters: TypeAlias = "torch.Tensor | Iterable[torch.Tensor]"
 
 TORCH_EPSILON = 1e-6
-"""torch divides by the norm plus this, so that a norm of 0 does no harm."""
+"""The number that torch's clipping adds to the norm before dividing by it."""
 
 
 def import_torch() -> types.ModuleType:
@@ -47,7 +47,7 @@ def check_number(name: str, value: Any, expected: str = "a number", *, text: boo
     """
     try:
         if isinstance(value, (str, bytes)) and not text:
-            raise TypeError
+            raise ValueError
         return float(value)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # the last is torch's
         if isinstance(value, type):

@@ -1,4 +1,4 @@
-"""``clip_grad_norm_`` inside functions that :func:`torch.compile` compiles: one operator, which the compiler does not look into."""
+"""``clip_grad_norm_`` inside functions that :func:`torch.compile` compiles: one custom operator, which is not traced into."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from normclip._results import as_tensor, check_finite, mark_written
 
 
 def clip_grad_norm_(parameters: Any, max_norm: float, norm_type: float, error_if_nonfinite: bool) -> Tensor:
-    """What is traced in the place of :func:`normclip.clip_grad_norm_` with a limit."""
+    """The version of :func:`normclip.clip_grad_norm_` with ``max_norm`` that the compiler traces."""
     items = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     grads = [item.grad for item in items if item.grad is not None]
     if not grads:
@@ -28,7 +28,7 @@ def _call(function: Callable[..., Tensor], *arguments: Any, **keywords: Any) -> 
 
 
 outside: Callable[..., Tensor] = torch.compiler.disable(_call)  # type: ignore[no-untyped-call]
-"""Calls a function for which the graph is broken."""
+"""Calls a function outside of the compiled graph, which breaks the graph here."""
 
 
 def _clip(grads: Sequence[Tensor], max_norm: float, norm_type: float, error_if_nonfinite: bool) -> Tensor:

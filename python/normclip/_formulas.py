@@ -1,6 +1,6 @@
 """Formulas of one scalar, written once for floats, NumPy and torch: scalar → float64 → the scalar's type, rounded once.
 
-What has no number on the way, 0 times infinity or a product that overflows, has its limit.
+Where plain arithmetic would give NaN (0 times infinity) or overflow on the way to a finite result, these return the mathematical limit.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ Scalar = TypeVar("Scalar", float, "np.floating[Any]", "torch.Tensor")
 
 
 def evaluate(formula: Callable[[Any, Any], Any], scalar: Scalar) -> Scalar:
-    """A formula of the functions of numpy or torch and a scalar, computed in float64 where there is that, in the scalar's type.
+    """Evaluate a formula in float64 (float32 on MPS) and return the result in the scalar's type, on its device.
 
-    By numpy in IEEE arithmetic, whatever the thread is set to.
+    Args:
+        formula: Called with numpy or torch, whose functions it uses, and the scalar as float64.
+        scalar: The scalar. Floats and NumPy scalars are computed in IEEE arithmetic, even if this thread flushes subnormal numbers to 0.
     """
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(scalar, torch.Tensor):
@@ -34,24 +36,24 @@ def evaluate(formula: Callable[[Any, Any], Any], scalar: Scalar) -> Scalar:
 
 
 def _by_numpy(formula: Callable[[Any, Any], Any], scalar: Any) -> Any:
-    with np.errstate(all="ignore"):  # quotients by 0 are infinite, as in torch
+    with np.errstate(all="ignore"):  # a quotient by 0 is infinite without a warning, as in torch
         found = np.asarray(formula(np, np.float64(scalar)))
         return found.astype(scalar.dtype)[()] if isinstance(scalar, np.floating) else float(found)
 
 
 class Fraction:
-    """p/(s·(q + r·n)), within a few roundings wherever p, q, r and s are: no product in between overflows or underflows.
+    """p/(s·(q + r·n)), within a few roundings for any p, q, r and s: no intermediate product overflows or underflows.
 
-    p and s are positive, q and r at least one of them; the other may be 0, and leaves out its term, also where n is infinite.
+    p and s must be positive, and at least one of q and r. The other may be 0; then its term is left out, even where n is infinite.
     """
 
     def __init__(self, p: float, q: float, r: float, s: float = 1.0) -> None:
-        self._level = _quotient([p], [s, q]) if q > 0.0 else []  # p/(s·q), what it is where n is small
-        self._slope = _quotient([p], [s, r]) if r > 0.0 else []  # p/(s·r), what it is over n where n is large
+        self._level = _quotient([p], [s, q]) if q > 0.0 else []  # p/(s·q), which the fraction tends to for n → 0
+        self._slope = _quotient([p], [s, r]) if r > 0.0 else []  # p/(s·r), which n times the fraction tends to for n → ∞
         self._rise = _quotient([r], [q]) if q > 0.0 and r > 0.0 else []
 
     def at(self, xp: Any, n: Any) -> Any:
-        """The fraction."""
+        """The fraction at n, by the functions of ``xp``, which is numpy or torch."""
         if not self._slope:
             return xp.full_like(n, _product(1.0, self._level))
         ratio = _product(n, self._rise) if self._level else math.inf
@@ -69,7 +71,10 @@ class Fraction:
 
 
 def _quotient(above: list[float], below: list[float]) -> list[float]:
-    """The quotient of two products as factors: the first has its digits, and no product with them overflows but where all of it does."""
+    """The quotient of two products, as factors to multiply by one after the other.
+
+    The first holds the digits and the others are powers of 2, so that multiplying by all of them overflows only if the result does.
+    """
     digits, exponent = 1.0, 0
     for factor in above:
         digit, power = math.frexp(factor)
@@ -90,10 +95,10 @@ def _product(x: Any, factors: Iterable[float]) -> Any:
 
 
 def times(xp: Any, n: Any, factor: float) -> Any:
-    """A product of which nothing is left where the factor is 0, even of an infinite n."""
+    """n·factor, which is 0 where the factor is 0, even for an infinite n. NaN stays NaN."""
     return n * factor if factor != 0.0 else xp.where(n == n, 0.0, n)
 
 
 def square(xp: Any, n: Any, factor: float) -> Any:
-    """The same of n², whose square alone may overflow."""
+    """n²·factor, which overflows only if the result does, and is 0 where the factor is 0, as in :func:`times`."""
     return n * factor * n if factor != 0.0 else times(xp, n, factor)

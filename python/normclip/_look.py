@@ -1,4 +1,4 @@
-"""What all figures of the command have in common."""
+"""The colours and matplotlib settings that all figures of the command share."""
 
 from typing import Any
 
@@ -14,4 +14,4 @@ STYLE: dict[Any, Any] = {
     "text.color": INK,
     "xtick.color": MUTED,
 }
-"""Settings of matplotlib."""
+"""matplotlib settings, for ``rc_context``."""

@@ -1,4 +1,4 @@
-"""Norms of backends → what users get."""
+"""Turns the norms that backends return into what users get, and reports what was written to autograd."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 def as_tensor(norm: AnyNorm, tensors: Batch) -> Tensor:
-    """A norm as torch returns it: without dimensions, float64 if any of the tensors is, else float32. On the CPU, or where it is."""
+    """A norm as torch returns it: a 0-dim tensor, float64 if any of the tensors is of double precision, else float32.
+
+    A norm on a device stays there; a float becomes a CPU tensor.
+    """
     if not isinstance(norm, float):
         return norm.rounded
     torch = import_torch()
@@ -22,18 +25,18 @@ def as_tensor(norm: AnyNorm, tensors: Batch) -> Tensor:
     if tensors.is_double:
         found = torch.tensor(norm, dtype=torch.float64, device="cpu")
     else:
-        # To the nearest float32, subnormal ones too, whatever this thread is set to.
+        # Rounds to the nearest float32, also to a subnormal one if this thread flushes subnormal numbers to 0.
         found = _core.strictly(torch.tensor, norm, dtype=torch.float32, device="cpu")
     return found
 
 
 def as_given(norm: AnyNorm, tensors: Batch) -> Tensor | float:
-    """A norm in the terms of its tensors: a torch tensor for theirs, a float for others."""
+    """A norm in the kind of its tensors: a torch tensor for torch tensors, else a float."""
     return norm if isinstance(norm, float) and not tensors.is_torch else as_tensor(norm, tensors)
 
 
 def mark_written(tensors: list[Any]) -> None:
-    """Let torch's autograd know that these tensors have changed."""
+    """Raise the version counters of torch tensors that were written, so that autograd notices the change."""
     if tensors:
         import torch
 
@@ -41,7 +44,7 @@ def mark_written(tensors: list[Any]) -> None:
 
 
 def check_finite(norm: AnyNorm, norm_type: float, tensors: Batch, *, source: str) -> None:
-    """Refuse a norm that is not finite, as torch does. Waits for the device that computes it.
+    """Raise if a norm is not finite, as torch does. Waits for the device of the norm.
 
     Raises:
         RuntimeError: It is NaN or infinite; the message names the first tensors with such elements.

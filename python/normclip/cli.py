@@ -1,4 +1,4 @@
-"""The `normclip` command: `bench` measures speed and error on this machine, `study` puts the theory of clipping to the test."""
+"""The `normclip` command: `bench` measures speed and error on this machine, `study` tests the theory of clipping by experiments."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from normclip.studies import NAMES
 if TYPE_CHECKING:
     from rich.console import Console
 
-MOST_THREADS = 1024  # of `normclip.set_num_threads`
+MOST_THREADS = 1024  # the most that `normclip.set_num_threads` accepts
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _output_file(*suffixes: str) -> Callable[[str], Path]:
-    """An argument type that refuses, before anything runs, a file that could not be written after it."""
+    """An argument type for an output file, which checks before the run that the file can be written after it."""
 
     def output_file(text: str) -> Path:
         path = Path(text)
@@ -79,7 +79,7 @@ def _output_file(*suffixes: str) -> Callable[[str], Path]:
 
 
 def _output_folder(text: str) -> Path:
-    """An argument type that makes a folder, and refuses before anything runs what cannot be one."""
+    """An argument type for an output folder, which is created before the run."""
     path = Path(text)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ def _threads(text: str) -> int:
 
 
 def _bench(options: argparse.Namespace, command: str) -> int:
-    # Imported late: torch, rich and matplotlib are extras, looked for above.
+    # Imported here, as torch, rich and matplotlib are extras, which `main` has looked for.
     from normclip import bench
     from normclip.bench.report import print_report, progress_bar
 
@@ -135,36 +135,36 @@ def _study(options: argparse.Namespace, command: str) -> int:
 
 
 class _Results:
-    """Prints and writes what was measured. What cannot be written is said in a line each, and the rest is written."""
+    """Prints and writes results. If one cannot be written, reports that in one line on stderr, and goes on with the others."""
 
     def __init__(self, command: str) -> None:
         from rich.console import Console
 
         if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="replace")  # in an ASCII locale, a figure with a ? for its × is better than none
+            sys.stdout.reconfigure(errors="replace")  # an ASCII locale cannot show ×, and shows ? instead
         self.console = Console()
         if not self.console.is_terminal:
-            self.console = Console(width=140)  # a pipe has no width to keep to
+            self.console = Console(width=140)  # a pipe has no width, for which rich would assume 80
         self.command = command
         self.status = 0
 
     def print(self, results: Callable[[Console], None]) -> None:
         """Print results on the console."""
-        with self._said("standard output"):
+        with self._reporting("standard output"):
             results(self.console)
-            sys.stdout.flush()  # a full disk is heard of here, and not when Python ends
+            sys.stdout.flush()  # raises here, not when Python exits, if for example the disk is full
 
     def write(self, path: Path, results: Callable[[Path], object]) -> None:
         """Write results to a file."""
-        with self._said(str(path)):
+        with self._reporting(str(path)):
             results(path)
 
     @contextmanager
-    def _said(self, where: str) -> Iterator[None]:
+    def _reporting(self, where: str) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             self.status = 1
             sys.stderr.write(f"normclip {self.command}: cannot write {where}: {error.strerror or error}\n")
             if where == "standard output":
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python flushes the rest to when it ends
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout again when it exits

@@ -23,12 +23,12 @@ def clip_(tensors: torch.Tensor | Iterable[torch.Tensor], rule: Rule | float, or
 @overload
 def clip_(tensors: SupportsDLPack | Iterable[SupportsDLPack], rule: Rule | float, ord: float = 2.0) -> torch.Tensor | float: ...
 def clip_(tensors: Tensors, rule: Rule | float, ord: float = 2.0) -> torch.Tensor | float:
-    r"""Scale tensors in place by a rule of their norm; with a number, so that the norm is at most that, exactly.
+    r"""Scale tensors in place so that their norm is at most a limit, or by another rule.
 
     .. math:: x \leftarrow x \cdot c(\|x\|_p), \qquad c(n) = \min\Big(1, \frac{\gamma}{n}\Big) \text{ for a number } \gamma
 
-    Unlike torch's clipping there is no epsilon: a norm above the limit γ becomes γ within rounding. Where nothing needs clipping nothing is
-    written. A norm of NaN makes all elements NaN, an infinite one makes finite elements 0, as in torch.
+    Unlike torch's formula there is no epsilon: a norm above the limit γ becomes γ within rounding. If the norm is within the limit, nothing
+    is written. A norm of NaN makes all elements NaN, an infinite one makes finite elements 0, as in torch.
 
     Args:
         tensors: As for :func:`normclip.total_norm`, writable and without overlap. The same memory listed twice is scaled once.
@@ -42,7 +42,7 @@ def clip_(tensors: Tensors, rule: Rule | float, ord: float = 2.0) -> torch.Tenso
         TypeError: As for :func:`normclip.total_norm`.
         ValueError: The limit is negative or NaN, or a tensor is read-only, exported as a copy, expanded or overlaps another. Nothing has
             changed.
-        RuntimeError: A rule has given a tensor other memory. Nothing has changed.
+        RuntimeError: A rule has replaced the memory of a tensor. Nothing has changed.
 
     References:
         Pascanu, Mikolov, Bengio: On the difficulty of training recurrent neural networks, 2013 (arXiv 1211.5063).
@@ -57,10 +57,10 @@ def clip_(tensors: Tensors, rule: Rule | float, ord: float = 2.0) -> torch.Tenso
     """
     rule = as_rule("rule", rule)
     ord = check_order("ord", ord)
-    taken = collect(tensors, writable=rule.writes)
-    norm = taken.norm(ord)
-    _clip(taken, rule, norm)
-    return as_given(norm, taken)
+    batch = collect(tensors, writable=rule.writes)
+    norm = batch.norm(ord)
+    _clip(batch, rule, norm)
+    return as_given(norm, batch)
 
 
 def scale_(tensors: Tensors, factor: float) -> None:
@@ -86,9 +86,9 @@ def scale_(tensors: Tensors, factor: float) -> None:
     factor = check_number("factor", factor)
     if not math.isfinite(factor):
         raise ValueError(f"factor is {factor}: pass a finite number")
-    taken = collect(tensors, writable=True)
+    batch = collect(tensors, writable=True)
     if factor != 1.0:
-        mark_written(taken.scale_(factor))
+        mark_written(batch.scale_(factor))
 
 
 def clamp_(tensors: Tensors, limit: float) -> None:
@@ -132,31 +132,31 @@ def clip_grad_norm_(
     torch's formula with an exact norm. Gradients are written only where the coefficient is below 1. With a rule of :mod:`normclip.rules`
     instead of the limit γ they are multiplied by its coefficient, without the 1e-6.
 
-    On a CUDA device norm and coefficient stay there, nothing waits for them, and the call can be captured in a CUDA graph once it has been
-    made with the same gradients. As the host does not know whether anything was written, version counters rise with every call.
+    On a CUDA device, norm and coefficient stay on the device and the call does not wait for them. It can be captured in a CUDA graph after
+    one call with the same gradients. As the host does not know whether gradients were written, every call raises their version counters.
 
-    Inside a function that :func:`torch.compile` compiles, the call with ``max_norm`` is one operator of the graph. Names in its errors
-    count the gradients then. Other calls break the graph.
+    Inside a function that :func:`torch.compile` compiles, a call with ``max_norm`` is one operator of the graph, whose errors number the
+    gradients, not the parameters. Other calls break the graph.
 
     Gradients that are DTensors are clipped by the norm of the whole tensors, on all ranks alike: see :mod:`normclip.distributed`.
 
     Args:
-        parameters: A parameter or an iterable of parameters; those without a gradient are passed over. Tensors of which none has a
-            gradient and none requires one, as gradients themselves, are warned of.
+        parameters: A parameter or an iterable of parameters; those without a gradient are passed over. Warns if no tensor has a gradient or
+            requires one, as happens if gradients are passed by mistake.
         max_norm: The limit γ ≥ 0; ``inf`` measures only.
         norm_type: The order p, a number or ``'inf'``.
         error_if_nonfinite: Raise if the norm is NaN or infinite, and leave all gradients as they are. Waits for the device.
-        foreach: Accepted for torch's sake, without effect.
+        foreach: Ignored; accepted for compatibility with torch.
         rule: Instead of ``max_norm``, a rule; a number means :class:`normclip.rules.Hard`.
-        process_groups: Groups along which other ranks have other parameters, such as the stages of a pipeline: the norm is of the
-            gradients of all of them. Every rank of them makes this call.
+        process_groups: Groups whose ranks have different parameters, such as the stages of a pipeline: the norm is that of the gradients
+            of all these ranks, and every one of them must make this call.
 
     Returns:
         The norm before clipping, a 0-dim tensor on the device of the first gradient: float64 if any gradient is of double precision,
         else float32.
 
     Raises:
-        RuntimeError: The norm is not finite and ``error_if_nonfinite`` is true, or another rank has failed.
+        RuntimeError: The norm is not finite and ``error_if_nonfinite`` is true, or another rank has raised an error.
         TypeError: A gradient is of an element type that is not supported.
         ValueError: A limit is negative or NaN, none or both of ``max_norm`` and ``rule`` are given, or a gradient cannot be written. In all
             cases nothing has changed.
@@ -189,12 +189,12 @@ def clip_grad_norm_(
         raise ValueError("pass either max_norm, a number, or rule, one of normclip.rules")
     norm_type = check_order("norm_type", norm_type)
     parameters = read_generator(parameters)
-    taken = collect_grads(parameters, writable=rule.writes, process_groups=process_groups)
-    norm = taken.norm(norm_type)
+    batch = collect_grads(parameters, writable=rule.writes, process_groups=process_groups)
+    norm = batch.norm(norm_type)
     if error_if_nonfinite:
-        check_finite(norm, norm_type, taken, source="gradients from `parameters`")
-    _clip(taken, rule, norm, epsilon)
-    return as_tensor(norm, taken)
+        check_finite(norm, norm_type, batch, source="gradients from `parameters`")
+    _clip(batch, rule, norm, epsilon)
+    return as_tensor(norm, batch)
 
 
 def read_generator(parameters: Parameters) -> Parameters:
@@ -206,29 +206,29 @@ def read_generator(parameters: Parameters) -> Parameters:
     return parameters
 
 
-def _clip(taken: Batch, rule: Rule, norm: AnyNorm, epsilon: float = 0.0) -> None:
+def _clip(batch: Batch, rule: Rule, norm: AnyNorm, epsilon: float = 0.0) -> None:
     if isinstance(rule, Hard):
-        # In one step, so that on a device one kernel does it.
-        mark_written(taken.clip_(rule.max_norm, norm, epsilon))
+        # The backend computes the coefficient, so that on a device one kernel computes and applies it.
+        mark_written(batch.clip_(rule.max_norm, norm, epsilon))
         return
     exact: Any = norm if isinstance(norm, float) else norm.exact
     with rule.applying(exact) as multiplier:
         if not isinstance(multiplier, float) or multiplier != 1.0:
-            taken.check_unchanged()  # the rule may be anybody's
-            mark_written(taken.scale_(multiplier))
+            batch.check_unchanged()  # the code of a user's rule has run since the tensors were checked
+            mark_written(batch.scale_(multiplier))
 
 
 def clip_grads_with_norm_(parameters: Parameters, max_norm: float, total_norm: torch.Tensor | float, foreach: bool | None = None) -> None:
-    r"""Drop-in for :func:`torch.nn.utils.clip_grads_with_norm_`: scale gradients by a norm that is known.
+    r"""Drop-in for :func:`torch.nn.utils.clip_grads_with_norm_`: clip gradients by a norm that was computed before.
 
     .. math:: g \leftarrow g \cdot \min\Big(1, \frac{\gamma}{n + 10^{-6}}\Big)
 
     Args:
         parameters: As for :func:`clip_grad_norm_`.
         max_norm: The limit γ ≥ 0; ``inf`` changes nothing.
-        total_norm: The norm n of the gradients, as from :func:`normclip.get_total_norm`. NaN makes the gradients NaN, as in torch. One
-            on a device stays there, and is not checked.
-        foreach: Accepted for torch's sake, without effect.
+        total_norm: The norm n of the gradients, as from :func:`normclip.get_total_norm`. NaN makes the gradients NaN, as in torch. A norm
+            on a device stays there and is not checked.
+        foreach: Ignored; accepted for compatibility with torch.
 
     Raises:
         TypeError: As for :func:`clip_grad_norm_`.
@@ -245,9 +245,9 @@ def clip_grads_with_norm_(parameters: Parameters, max_norm: float, total_norm: t
     max_norm = check_limit("max_norm", max_norm)
     if hasattr(total_norm, "full_tensor"):
         total_norm = total_norm.full_tensor()  # torch's own norm of DTensors
-    # To look at a norm on a device would be to wait for it, and a fake one, which claims to be on the CPU, has none.
-    unseen = getattr(total_norm, "is_cpu", True) is False or hasattr(total_norm, "fake_mode")
-    norm = total_norm if unseen else check_number("total_norm", total_norm)
+    # Checking a norm on a device would wait for the device. A fake tensor has no value, although its device may be the CPU.
+    unchecked = getattr(total_norm, "is_cpu", True) is False or hasattr(total_norm, "fake_mode")
+    norm = total_norm if unchecked else check_number("total_norm", total_norm)
     if isinstance(norm, float) and norm < 0.0:
         raise ValueError(f"total_norm is {norm}: a norm is not negative")
     mark_written(collect_grads(parameters, writable=max_norm < math.inf).clip_(max_norm, norm, TORCH_EPSILON))
@@ -261,7 +261,7 @@ def clip_grad_value_(parameters: Parameters, clip_value: float, foreach: bool | 
     Args:
         parameters: As for :func:`clip_grad_norm_`.
         clip_value: The limit λ ≥ 0; ``inf`` changes nothing.
-        foreach: Accepted for torch's sake, without effect.
+        foreach: Ignored; accepted for compatibility with torch.
 
     Raises:
         TypeError: As for :func:`clip_grad_norm_`, or a gradient is complex.

@@ -1,4 +1,4 @@
-"""Clipping that also tells all about the gradients, from the same read."""
+"""Clipping that also returns statistics of the gradients, from the same read."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 
 from normclip._arguments import Parameters
-from normclip._backends import failing_together
+from normclip._backends import sharing_errors
 from normclip._core import FIGURES, NORMS
 from normclip._results import mark_written
 from normclip.rules import Hard, Rule, as_rule
-from normclip.statistics import Groups, Stats, assign, check_groups, measure, named, take_grads
+from normclip.statistics import Groups, Stats, assign, check_groups, collect_named, measure, named
 
 if TYPE_CHECKING:
     import torch
@@ -27,16 +27,16 @@ Nonfinite: TypeAlias = Literal["propagate", "raise", "skip", "zero"]
 
 @dataclass(frozen=True, eq=False)
 class Clipped:
-    """What :func:`clip_grads_` has found and done.
+    """The result of :func:`clip_grads_`.
 
     Attributes:
         norm: The norm of all gradients before clipping.
-        coefficient: What the gradients were multiplied by; with limits by group see ``coefficients``.
-        coefficients: What the gradients of each group were multiplied by; 1 for groups that have none.
-        stats: The statistics of the gradients before clipping. Where non-finite elements were replaced by 0, of those with the zeros in
-            place; ``nans`` and ``infs`` still tell how many there were.
+        coefficient: What all gradients were multiplied by; 1 with ``limits``, for which see ``coefficients``.
+        coefficients: What the gradients of each group were multiplied by; 1 for groups without a limit or without gradients.
+        stats: The statistics of the gradients before clipping. If non-finite elements were replaced by 0, the statistics are taken with
+            these zeros, but ``nans`` and ``infs`` count the elements that were replaced.
         found_inf: Whether there were NaN or infinite elements.
-        skipped: Whether the gradients were left alone because of them. Skip the optimizer's step then.
+        skipped: Whether the gradients were left unchanged because of such elements. The caller should skip the optimizer step then.
     """
 
     norm: float
@@ -58,27 +58,29 @@ def clip_grads_(
     per_tensor: bool = False,
     process_groups: Sequence[ProcessGroup] | None = None,
 ) -> Clipped:
-    r"""Clip gradients, together or by groups, and tell all about them, from one read.
+    r"""Clip gradients, together or by groups, and return their statistics from the same read.
 
     .. math:: g \leftarrow g \cdot \min\Big(1, \frac{\gamma}{\|g\|_p}\Big)
 
-    exactly, without torch's epsilon, for all gradients g together or for those of each group with a limit γ. Or by another rule.
+    where g is all gradients together, or those of each group with a limit γ. There is no epsilon as in torch's formula. With another rule
+    of :mod:`normclip.rules`, g is multiplied by the rule's coefficient.
 
     Args:
         parameters: A module, parameters, or pairs of name and parameter, as for :func:`normclip.grad_stats`.
         rule: The limit γ ≥ 0 of all gradients together, or one of :mod:`normclip.rules`.
-        limits: Instead of ``rule``: the limit or rule of each group, which is clipped by its own norm. Groups without one are left alone.
-            Rules are not asked about groups without gradients, so those that follow training note no norm of them.
+        limits: Instead of ``rule``: a limit or rule for some groups, each of which is clipped by its own norm. Other groups are left
+            unchanged. The rule of a group without gradients is not called, so a threshold that follows training records no norm for it.
         groups: As for :func:`normclip.grad_stats`.
         norm_type: The order p: 1, 2 or ``inf``.
         nonfinite: What to do about NaN and infinite elements. ``"propagate"``: as torch, a norm of NaN makes all gradients NaN and an
             infinite one makes them 0. ``"raise"``: change nothing and raise. ``"skip"``: change nothing and say so in the result.
             ``"zero"``: replace them by 0 before the norm is taken, which writes to the affected tensors only.
         per_tensor: Also give the figures of each tensor.
-        process_groups: As for :func:`normclip.grad_stats`. All their ranks clip alike, and do the same about what is not finite.
+        process_groups: As for :func:`normclip.grad_stats`. All ranks of the groups use the same coefficient, and treat non-finite elements
+            on any of them alike.
 
     Returns:
-        Norm, coefficients, statistics, and whether there were non-finite elements.
+        The norm, the coefficients, the statistics, and whether there were non-finite elements.
 
     Raises:
         RuntimeError: There are non-finite elements and ``nonfinite`` is ``"raise"``; the message names every tensor that has some. Nothing
@@ -109,15 +111,15 @@ def clip_grads_(
 
     check_groups(groups, process_groups)
     pairs = named(parameters)
-    taken, names = take_grads(pairs, writable=True, process_groups=process_groups)
-    with failing_together(taken):
+    batch, names = collect_named(pairs, writable=True, process_groups=process_groups)
+    with sharing_errors(batch):
         if nonfinite == "zero":
-            taken.check_elementwise()
+            batch.check_elementwise()
         members = assign(groups, [name for name, _ in pairs])
         unknown = [group for group in rules if group not in (members or ())]
         if unknown:
             raise ValueError(f"limits names the groups {unknown}, and there are {list(members or ()) or 'none: pass groups'}")
-    stats, table, member_of = measure(taken, names, per_tensor=per_tensor, orders=(), groups=members, finite_only=nonfinite == "zero")
+    stats, table, member_of = measure(batch, names, per_tensor=per_tensor, orders=(), groups=members, finite_only=nonfinite == "zero")
 
     nans, infs = (table[:, FIGURES.index(figure)] for figure in ("nans", "infs"))
     affected = np.flatnonzero(nans + infs)
@@ -128,7 +130,7 @@ def clip_grads_(
         raise RuntimeError(f"gradients are not finite, and nothing was clipped: {described}. Choose nonfinite='skip' or 'zero' to go on")
     skipped = found_inf and nonfinite == "skip"
 
-    with ExitStack() as applied:  # rules that remember note their norms once all is written
+    with ExitStack() as applied:  # a rule that follows training records its norm when the stack closes, after all has been written
 
         def coefficient_of(moments: Moments, rule: Rule | None) -> float:
             if rule is None or skipped or moments.count == 0:
@@ -139,13 +141,13 @@ def clip_grads_(
         coefficient = coefficient_of(stats.moments, rule)
         coefficients = {group: coefficient_of(moments, rules.get(group)) for group, moments in stats.groups.items()}
         if not all(isinstance(each, Hard) for each in (rule, *rules.values()) if each is not None):
-            taken.check_unchanged()  # the rules may be anybody's
+            batch.check_unchanged()  # the code of a user's rule has run since the gradients were checked
         if found_inf and nonfinite == "zero":
-            mark_written(taken.zero_nonfinite_(affected.tolist()))
+            mark_written(batch.zero_nonfinite_(affected.tolist()))
         if coefficient != 1.0:
-            mark_written(taken.scale_(coefficient))
+            mark_written(batch.scale_(coefficient))
         elif any(coefficient != 1.0 for coefficient in coefficients.values()):
-            mark_written(taken.scale_each_([None if coefficients[group] == 1.0 else coefficients[group] for group in member_of]))
+            mark_written(batch.scale_each_([None if coefficients[group] == 1.0 else coefficients[group] for group in member_of]))
     return Clipped(
         norm=getattr(stats, NORMS[norm_type]),
         coefficient=coefficient,

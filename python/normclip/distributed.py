@@ -1,45 +1,47 @@
-r"""Norms and clipping of what many processes hold, with :mod:`torch.distributed` as the engine.
+r"""Norms and clipping of tensors that are spread over processes, by :mod:`torch.distributed`.
 
 What to call:
 
-- DDP: nothing new. After ``backward`` all ranks have the same gradients, and :func:`normclip.clip_grad_norm_` gives the same bits on all.
-- FSDP2 (``fully_shard``), tensor and sequence parallel, HSDP, and any of them together: nothing new either. Gradients are DTensors, also of
-  several meshes in one list, and :func:`normclip.clip_grad_norm_`, :func:`normclip.clip_grads_`, :func:`normclip.grad_stats`,
-  :func:`normclip.total_norm` and the others take them, all but :func:`normclip.dot` and :meth:`normclip.Moments.of`.
-- Pipeline stages and experts, where each rank has other parameters: pass the groups along which they differ,
+- DDP: the usual functions. After ``backward`` all ranks have the same gradients, and :func:`normclip.clip_grad_norm_` gives the same bits
+  on all.
+- FSDP2 (``fully_shard``), tensor and sequence parallelism, HSDP, and any combination: the usual functions too. Gradients are DTensors,
+  which :func:`normclip.clip_grad_norm_`, :func:`normclip.clip_grads_`, :func:`normclip.grad_stats`, :func:`normclip.total_norm` and the
+  other functions accept, also of several meshes in one list. Only :func:`normclip.dot` and :meth:`normclip.Moments.of` do not.
+- Pipeline stages and experts, where each rank has other parameters: pass the process groups along which the parameters differ,
   ``clip_grad_norm_(parameters, 1.0, process_groups=[pp_mesh.get_group()])``.
-- Tensors of any kind: :func:`total_norm` along a group.
+- Tensors that are not gradients: :func:`total_norm` along a group.
 
-**What counts.** A DTensor counts once as a whole, whatever its placements and however uneven its shards. A plain tensor counts as each rank
-has it, and a process group adds up the ranks along it: pass none along which ranks have the same tensors. Partial gradients, which the
-weights of norms have in sequence parallel training, are summed for the norm and scaled as they are; their elements cannot be clamped.
+**What is counted.** A DTensor is counted once as a whole, whatever its placements and however uneven its shards. Along a process group, the
+plain tensors of all ranks are added up, so do not pass a group whose ranks have copies of the same tensors. Gradients with a Partial
+placement, as the weights of norm layers have in sequence parallel training, are reduced for the norm and scaled as they are; their elements
+cannot be clamped.
 
-**All ranks do the same.** Every call that needs the norm is a collective: all ranks make it, with tensors in the same order, as with
-operations on DTensors. Each merges the same rows in the same order, so that all get the same bits and take the same decision about what is
-not finite. If a rank cannot take its tensors it raises its own error, and the others a ``RuntimeError`` that names it, before any has
-written. Where a rank has died, or does not come within the group's timeout, the others get torch's error, and whoever gets one has left its
-gradients as they were. A rank without gradients takes part by its parameters if these are DTensors, or by ``process_groups``.
+**Collectives.** Every call that needs the norm is a collective: all ranks must make it, with tensors in the same order, as with
+operations on DTensors. All ranks merge the same rows in the same order, so all get the same bits and treat non-finite elements alike.
+If a rank's tensors are refused, it raises that error and the other ranks a ``RuntimeError`` that names the rank, before any rank has
+written. If a rank has died, or does not join within the group's timeout, the other ranks raise torch's error. A rank that raises has not
+changed its gradients. A rank without gradients takes part through its parameters if these are DTensors, or through ``process_groups``.
 
-**The result** is a plain 0-dim tensor with the whole norm, where torch returns a DTensor.
+**The result** is a plain 0-dim tensor with the norm of the whole, where torch returns a DTensor.
 
 Cost of a call, for :math:`R` ranks, whatever the number of tensors:
 
 ===========================  =========================================================================================================
-passes over the shards       one read; one read and one write more of what is scaled
+passes over the shards       one read; one more read and one write of tensors that are scaled
 collectives                  one all-gather for each mesh, and one for each process group. For a mesh of :math:`D` dimensions that does
                              not span the world, or has more than 1024 ranks: :math:`D`
-bytes that a rank sends      128 in each: 13 numbers of Moments, and 3 that say what they are
-bytes that it receives       :math:`128 R`: 1 KiB of 8 ranks, 128 KiB of 1024, 2 MiB of 16384; by dimensions of 128 × 128 32 KiB
+bytes that a rank sends      128 in each collective: 13 numbers of Moments, an error flag, a dtype flag and a digest
+bytes that it receives       :math:`128 R`: 1 KiB from 8 ranks, 128 KiB from 1024, 2 MiB from 16384; by dimensions of 128 × 128 32 KiB
 merging                      1 to 2 µs a rank: 1 ms for 1024, 40 ms for 16384; by dimensions 0.2 ms
-groups of tensors            one all-gather more, of 104 bytes a group
-``per_tensor=True``          one all-gather more, of 104 bytes a tensor
-Partial gradients            one reduction each, which torch makes
-waiting                      for the device, once, as Moments are merged on the CPU
+groups of tensors            one more all-gather, of 104 bytes a group
+``per_tensor=True``          one more all-gather, of 104 bytes a tensor
+Partial gradients            one reduction each, by torch
+waiting                      once for the device, as Moments are merged on the CPU
 ===========================  =========================================================================================================
 
 :func:`simulate` measures the error and the time of merging.
 
-Gloo's groups take the row from CPU memory, NCCL's from the device.
+Rows are sent from CPU memory by Gloo, and from the device by NCCL.
 """
 
 from __future__ import annotations
@@ -70,19 +72,19 @@ def total_norm(tensors: Tensors, ord: float = 2.0, *, group: ProcessGroup | Sequ
 
     .. math:: \|x\|_p = \Big(\sum_{r} \sum_i |x_{r,i}|^p\Big)^{1/p}
 
-    A collective: all ranks of the group call it, also those without tensors.
+    A collective: all ranks of the group must call it, also those without tensors.
 
     Args:
-        tensors: As for :func:`normclip.total_norm`, and different ones on each rank; of DTensors the whole counts on each rank.
+        tensors: As for :func:`normclip.total_norm`. Each rank passes its own; a DTensor is counted as a whole on each rank.
         ord: The order p, the same on all ranks.
-        group: The process group; several, along which to add up one after the other; or None for all processes.
+        group: The process group; a sequence of groups, along which norms are merged one after the other; or None for all processes.
 
     Returns:
         The norm as a 0-dim tensor, with the same bits on all ranks: on the device of this rank's first tensor, float64 if any rank's tensor
         is of double precision, else float32.
 
     Raises:
-        RuntimeError: Another rank has failed; the message names it. Or torch's error about one that is gone or late.
+        RuntimeError: Another rank has raised an error; the message names the rank. Or a rank has died or timed out, which is torch's error.
         TypeError, ValueError: As for :func:`normclip.total_norm`, or this process is not in the group.
 
     Example:
@@ -100,24 +102,24 @@ def total_norm(tensors: Tensors, ord: float = 2.0, *, group: ProcessGroup | Sequ
         group = dist.group.WORLD
         if group is None:
             raise ValueError("there is no process group: call torch.distributed.init_process_group first")
-    taken = collect(tensors, process_groups=list(group) if isinstance(group, Sequence) else [group])
-    return as_tensor(taken.norm(ord), taken)
+    batch = collect(tensors, process_groups=list(group) if isinstance(group, Sequence) else [group])
+    return as_tensor(batch.norm(ord), batch)
 
 
 @dataclass(frozen=True)
 class Simulation:
-    """What :func:`simulate` has measured.
+    """The result of :func:`simulate`.
 
     Attributes:
         ranks: The number of shards.
-        elements: The number of their elements together.
+        elements: The number of elements of all shards.
         error: The relative error of the merged norm, in float64.
-        error_by_dimensions: The same, if merged by rows and columns of a square mesh.
-        float32_error: The same for the norm of the ranks' float32 norms, as torch computes it.
-        seconds: The time in which one rank merges all rows.
-        seconds_by_dimensions: The time in which it merges a row and a column.
-        received: The bytes that it receives.
-        received_by_dimensions: The bytes that it receives of a row and a column.
+        error_by_dimensions: The relative error if norms are merged by rows and then by columns of a square mesh.
+        float32_error: The relative error of the norm of the ranks' float32 norms, as torch computes it.
+        seconds: The time in which one rank merges the moments of all ranks.
+        seconds_by_dimensions: The time in which one rank merges those of its mesh row and of one mesh column.
+        received: The bytes that one rank receives.
+        received_by_dimensions: The bytes that one rank receives from its mesh row and column.
     """
 
     ranks: int
@@ -132,14 +134,14 @@ class Simulation:
 
 
 def simulate(side: int = 128, elements: int = 64, seed: int = 0) -> Simulation:
-    """Merge the moments of the shards of side × side ranks, as each of them would, and compare with the exact norm.
+    """Merge the moments of the shards of side × side ranks, as each rank would, and compare with the exact norm.
 
-    Shards are of float32 values whose scales range over twelve powers of ten, uneven, and some are empty.
+    Shards have float32 values whose scales range over twelve powers of ten, and different sizes; some are empty.
 
     Args:
-        side: The ranks along each of two dimensions of the mesh.
+        side: The number of ranks along each of the two mesh dimensions.
         elements: The largest number of elements of a shard.
-        seed: Of the random numbers.
+        seed: The seed of the random numbers.
 
     Returns:
         Errors, times and bytes.

@@ -1,4 +1,4 @@
-"""Norms of many tensors, as if they were one vector."""
+"""Norms of many tensors, as if they were one vector: within 1e-12, 0 without elements, NaN if any element is NaN."""
 
 from __future__ import annotations
 
@@ -23,28 +23,27 @@ def total_norm(tensors: Tensors, ord: float = 2.0) -> torch.Tensor | float:
 
     .. math:: \|x\|_p = \Big(\sum_i |x_i|^p\Big)^{1/p}
 
-    with :math:`\max_i |x_i|` for ``inf``, :math:`\min_i |x_i|` for ``-inf`` and the number of elements that are not zero for 0.
-    Elements are read once and summed in float64: the result is within 1e-12 of the exact value, does not overflow where the value
-    itself fits, and has the same bits for any number of threads.
+    For p = ``inf`` it is :math:`\max_i |x_i|`, for ``-inf`` :math:`\min_i |x_i|`, and for 0 the number of elements that are not zero.
+    Elements are read once and summed in float64: the result is within 1e-12 of the exact value, overflows only if the exact value does,
+    and has the same bits for any number of threads.
 
     Args:
         tensors: A tensor or an iterable of tensors, of any shapes: torch tensors, NumPy arrays or other objects in CPU memory with
             ``__dlpack__``, of float16, bfloat16, float32, float64, complex64 or complex128 elements. The same memory listed
-            twice counts once. A torch sparse COO tensor counts by its coalesced values. Of DTensors the whole counts, and all ranks of
-            their mesh make this call: see :mod:`normclip.distributed`. No other thread may free or resize their memory during the call.
-            Torch tensors without memory (on the meta device, fake ones, subclasses that keep their elements elsewhere) go through torch's
-            operations, and the norm of a meta or fake tensor is one.
+            twice is counted once. Of a torch sparse COO tensor the coalesced values are counted. A DTensor is counted as a whole, and all
+            ranks of its mesh must make this call: see :mod:`normclip.distributed`. No other thread may free or resize the memory of a
+            tensor during the call. Torch tensors without memory (meta tensors, fake tensors, subclasses that keep their elements elsewhere)
+            are measured by torch's operations, and the norm of a meta or fake tensor is a meta or fake tensor.
         ord: The order p, any real number, ``inf`` or ``-inf``.
 
     Returns:
         For torch tensors a 0-dim tensor, on the device of the first if some are not in CPU memory: float64 if any tensor is of double
-        precision, else float32. For others a float.
-        0 if there are no elements, NaN if any element is NaN.
+        precision, else float32. For other tensors a float. 0 if there are no elements, NaN if any element is NaN.
 
     Raises:
-        TypeError: An object is no tensor, of another library and not in CPU memory, or of another element type.
-        ValueError: ``ord`` is NaN, or a tensor has no memory and nothing that torch could compute with.
-        RuntimeError: A tensor has lost its memory while others were taken, to code of theirs.
+        TypeError: An object is not a tensor, is of another library than torch and not in CPU memory, or has another element type.
+        ValueError: ``ord`` is NaN, or a tensor has no memory and torch cannot compute with it.
+        RuntimeError: While the tensors were read from the list, code of one of them has freed or replaced the memory of another.
 
     Example:
         >>> import numpy as np
@@ -54,8 +53,8 @@ def total_norm(tensors: Tensors, ord: float = 2.0) -> torch.Tensor | float:
         7.0
     """
     ord = check_order("ord", ord)
-    taken = collect(tensors)
-    return as_given(taken.norm(ord), taken)
+    batch = collect(tensors)
+    return as_given(batch.norm(ord), batch)
 
 
 def get_total_norm(
@@ -68,22 +67,22 @@ def get_total_norm(
 ) -> torch.Tensor:
     r"""Drop-in for :func:`torch.nn.utils.get_total_norm`: norm of an iterable of tensors as one vector.
 
-    The norm of :func:`total_norm`, always as a tensor. Differences from torch: it is exact; an order of 0 counts elements, not
-    tensors; empty tensors have norm 0 in every order.
+    The norm of :func:`total_norm`, always as a tensor. Differences from torch: the norm is exact, an order of 0 counts elements and not
+    tensors, and empty tensors have norm 0 in every order.
 
     Args:
         tensors: A tensor or an iterable of tensors, as for :func:`total_norm`.
         norm_type: The order, a number or ``'inf'``.
-        error_if_nonfinite: Raise if the norm is NaN or infinite. (One that only the float32 of the result cannot hold is neither.)
-            Waits for the device.
-        foreach: Accepted for torch's sake, without effect.
+        error_if_nonfinite: Raise if the norm is NaN or infinite in float64; a finite norm that is too large for the float32 result does not
+            raise. Waits for the device.
+        foreach: Ignored; accepted for compatibility with torch.
         process_groups: As for :func:`normclip.clip_grad_norm_`.
 
     Returns:
         A 0-dim tensor, on the device of the first tensor: float64 if any tensor is of double precision, else float32.
 
     Raises:
-        RuntimeError: The norm is not finite and ``error_if_nonfinite`` is true, or another rank has failed.
+        RuntimeError: The norm is not finite and ``error_if_nonfinite`` is true, or another rank has raised an error.
         TypeError, ValueError: As for :func:`total_norm`.
 
     Example:
@@ -92,8 +91,8 @@ def get_total_norm(
         tensor(5.)
     """
     norm_type = check_order("norm_type", norm_type)
-    taken = collect(tensors, process_groups=process_groups)
-    norm = taken.norm(norm_type)
+    batch = collect(tensors, process_groups=process_groups)
+    norm = batch.norm(norm_type)
     if error_if_nonfinite:
-        check_finite(norm, norm_type, taken, source="gradients from `tensors`")
-    return as_tensor(norm, taken)
+        check_finite(norm, norm_type, batch, source="gradients from `tensors`")
+    return as_tensor(norm, batch)

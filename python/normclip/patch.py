@@ -1,6 +1,7 @@
-"""normclip in place of torch's clipping functions, wherever a program has them: :func:`patch_torch`.
+"""Replaces torch's clipping functions by normclip's in all modules that have imported them: :func:`patch_torch`.
 
-Arrows: sys.modules → the names that are torch's functions → the functions here, and back.
+The names of all modules in ``sys.modules`` are searched for torch's functions, which are replaced by the functions at the end of this file;
+undoing the last patch replaces them back.
 """
 
 from __future__ import annotations
@@ -27,34 +28,35 @@ _R = TypeVar("_R")
 
 _NAMES = ("clip_grad_norm_", "clip_grads_with_norm_", "clip_grad_value_", "get_total_norm")
 
-# A signal handler may patch or undo in the midst of either. So the lock is reentrant, each change of this state is a single operation of a
-# dictionary, and `_settle` may be repeated at any point.
+# A signal handler may patch or undo while this thread patches or undoes. So the lock is reentrant, each change of this state is a single
+# dictionary operation, and `_update_modules` may be interrupted and repeated at any point.
 _lock = threading.RLock()
-_active: dict[Patch, None] = {}  # in the order of their beginning
-_replaced: dict[str, Any] = {}  # the functions that are or were replaced last
-_torchs: dict[str, Any] = {}  # those that were replaced first. Later ones may be others' wrappers of ours
+_active: dict[Patch, None] = {}  # patches that have not been undone, the oldest first
+_replaced: dict[str, Any] = {}  # by name, the function that the current or latest patch has replaced
+_original: dict[str, Any] = {}  # by name, the function that the first patch has replaced; later ones may be wrappers of ours
 
 ClipsByNorm = Callable[[Sequence[Any], float, float, bool], "torch.Tensor"]
-# The names of a module itself, past what its class makes of attributes: some wait to be loaded until they are asked for one.
+# Reads the dictionary of a module without attribute access, which would load modules that are imported lazily.
 _names_of: Any = vars(types.ModuleType)["__dict__"]
 
 
 class Watcher(Protocol):
-    """Who is asked before torch's functions change gradients."""
+    """An object that is notified before and after torch's functions change gradients."""
 
-    monitor: GradMonitor  # of which it alone decides what is told, whoever else has given it to `patch_torch`
+    monitor: GradMonitor
+    """Only the watcher logs to this monitor, even if it was also given to `patch_torch`."""
 
     def before(self, parameters: Sequence[Any], share: bool) -> ClipsByNorm | None:
-        """See gradients that are about to change; or return what does and clips from the same read, where that may be shared."""
+        """Measure gradients that are about to change; or, if ``share``, return a function that clips and measures by one read."""
 
     def after(self) -> None:
-        """Know that they have changed."""
+        """Called when the gradients have changed."""
 
 
 class Patch:
-    """The replacement of torch's functions, made by :func:`patch_torch`, that lasts until it is undone or its ``with`` block ends.
+    """A replacement of torch's functions by :func:`patch_torch`, which lasts until it is undone or its ``with`` block ends.
 
-    As long as there is another one the functions stay replaced.
+    Torch's functions return when no patch is left.
     """
 
     def __init__(self, monitor: GradMonitor | None = None, watcher: Watcher | None = None) -> None:
@@ -68,11 +70,11 @@ class Patch:
                 for name in _NAMES:
                     function = getattr(torch.nn.utils, name)
                     if function is not globals()[name]:
-                        _torchs.setdefault(name, function)
+                        _original.setdefault(name, function)
                         _replaced[name] = function
             try:
                 _active[self] = None
-                _settle()
+                _update_modules()
             except BaseException:
                 self.undo()
                 raise
@@ -82,10 +84,11 @@ class Patch:
         self.undo()
 
     def __call__(self, function: Callable[_P, _R]) -> Callable[_P, _R]:
-        """As a decorator: torch's functions are replaced in calls of this function, and no longer outside of them."""
+        """Use the patch as a decorator: torch's functions are replaced only during calls of the function."""
         self.undo()
-        lasting = (inspect.isclass, inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction)
-        if not callable(function) or any(lasts(function) for lasts in lasting):
+        # A call of any of these returns before its code has run.
+        deferred = (inspect.isclass, inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction)
+        if not callable(function) or any(is_kind(function) for is_kind in deferred):
             raise TypeError(f"patch_torch() cannot decorate {function!r}, only plain functions: put `with patch_torch():` inside it")
 
         @functools.wraps(function)
@@ -96,40 +99,42 @@ class Patch:
         return patched
 
     def undo(self) -> None:
-        """End the replacement; once it has ended this does nothing."""
+        """End the replacement. A second call does nothing."""
         with _lock:
             try:
                 _active.pop(self, None)
-                _settle()
-            except BaseException:  # Ctrl-C: the first one is heeded when nothing is left half done
+                _update_modules()
+            except BaseException:  # such as Ctrl-C: finish, so that nothing is half replaced, and then raise it
                 _active.pop(self, None)
-                _settle()
+                _update_modules()
                 raise
 
 
 def patch_torch(monitor: GradMonitor | None = None) -> Patch:
-    """Put normclip in the place of ``clip_grad_norm_``, ``clip_grads_with_norm_``, ``clip_grad_value_`` and ``get_total_norm`` of torch.
+    """Replace torch's ``clip_grad_norm_``, ``clip_grads_with_norm_``, ``clip_grad_value_`` and ``get_total_norm`` by normclip's functions.
 
-    In :mod:`torch.nn.utils` and in every module that has imported one of them by name, so that Accelerate, Lightning, Transformers and
-    training loops use normclip without a change. Undoing it puts torch's functions back, also in modules that were imported meanwhile. Who
-    has kept a replacement elsewhere, as a default argument or in a wrapper, calls torch's function by it from then on.
+    They are replaced in :mod:`torch.nn.utils` and in every module that has imported one of them by name, so that Accelerate, Lightning,
+    Transformers and training loops use normclip without a change. Undoing the patch puts torch's functions back, also in modules that were
+    imported in the meantime. A replacement that is still referenced elsewhere, as a default argument or in a wrapper, calls torch's
+    function from then on.
 
-    All names are replaced or, where that fails, none. As a decorator, ``@patch_torch()``, it lasts for each call of a function.
+    Either all names are replaced or, if that fails, none. As a decorator, ``@patch_torch()``, the patch lasts for each call of a function.
 
-    The deprecated ``torch.nn.utils.clip_grad_norm`` calls its successor, hence normclip. Not replaced are references that are no names of
-    modules (default arguments, closures, attributes of objects) and what does not go through these functions: the method
-    ``clip_grad_norm_`` of ``torch.distributed.fsdp.FullyShardedDataParallel``, DeepSpeed, Megatron. Inside a function that
-    :func:`torch.compile` compiles, ``clip_grad_norm_`` is an operator of the graph, and the others break it.
+    The deprecated ``torch.nn.utils.clip_grad_norm`` calls its successor and so uses normclip. The following keep torch's functions:
+    references that are not names in modules (default arguments, closures, attributes of objects), and code that does not call these
+    functions (the method ``clip_grad_norm_`` of ``torch.distributed.fsdp.FullyShardedDataParallel``, DeepSpeed, Megatron). Inside a
+    function that :func:`torch.compile` compiles, ``clip_grad_norm_`` is an operator of the graph, and the other functions break the graph.
 
     Args:
-        monitor: Tell it of every call of ``clip_grad_norm_`` with parameters of its model, from the same read. Of several that have
-            them the first is told.
+        monitor: Logs every call of ``clip_grad_norm_`` with parameters of its model, from the same read. If several patches have a monitor
+            of these parameters, the first one logs.
 
     Returns:
-        What ends the replacement: by its method ``undo``, or as a context manager. Repeated and nested calls count.
+        The patch, to be ended by its method ``undo`` or as a context manager. If patches are repeated or nested, torch's functions return
+        when all of them have ended.
 
     Raises:
-        TypeError: ``monitor`` is something else, such as the model. Nothing is replaced.
+        TypeError: ``monitor`` is not a monitor but, say, the model. Nothing is replaced.
 
     Example:
         >>> import torch
@@ -150,40 +155,40 @@ def patch_torch(monitor: GradMonitor | None = None) -> Patch:
     return Patch(monitor).__enter__()
 
 
-def tells(monitor: GradMonitor) -> bool:
+def logs_to(monitor: GradMonitor) -> bool:
     """Whether this monitor was given to :func:`patch_torch`."""
     return any(patch.monitor is monitor for patch in tuple(_active))
 
 
-def _settle() -> None:
-    """Let all names mean what they should: our functions as long as anybody wants them, and else those they replace."""
+def _update_modules() -> None:
+    """Make the names in all modules refer to our functions if a patch is active, else to those that ours replace."""
     while True:
         wanted = bool(_active)
         pairs = [(theirs, globals()[name]) for name, theirs in _replaced.items()]
         _replace({id(theirs): ours for theirs, ours in pairs} if wanted else {id(ours): theirs for theirs, ours in pairs})
-        if wanted == bool(_active):  # else a signal handler has come between
+        if wanted == bool(_active):  # else a signal handler has patched or undone in the meantime
             return
 
 
 def _replace(replacements: Mapping[int, Any]) -> None:
-    """Let all names in all modules but this one that mean an object of such an identity mean another."""
+    """Rebind names in all modules but this one: a name of an object whose id is a key then refers to the value."""
     found: list[tuple[dict[str, Any], str, Any]] = []
     for module in list(sys.modules.values()):
         if issubclass(type(module), types.ModuleType) and module is not sys.modules[__name__]:
             names = _names_of.__get__(module)
-            for name, value in list(names.items()) if names else ():  # Python 3.10 makes modules without a dictionary, too
+            for name, value in list(names.items()) if names else ():  # in Python 3.10 a module may have no dictionary
                 if id(value) in replacements:
                     found.append((names, name, replacements[id(value)]))
-    for names, name, value in found:  # when all has been found, as only the search meets what others have made
+    for names, name, value in found:  # only now, as the search may raise in code of other modules, and this cannot
         names[name] = value
 
 
-# What torch's functions are replaced by: functions of their own, with torch's arguments, so that undoing finds these alone and not what a
-# module has imported from normclip.
+# The functions that replace torch's, with torch's arguments. They are not normclip's own functions, so that undoing does not rebind names
+# that a module has imported from normclip.
 
 
 def _while_patched(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """This function for as long as torch's is replaced, and else that."""
+    """Make a function call torch's function of the same name while no patch is active."""
 
     @functools.wraps(function)
     def chosen(*arguments: _P.args, **keywords: _P.kwargs) -> _R:
@@ -192,8 +197,9 @@ def _while_patched(function: Callable[_P, _R]) -> Callable[_P, _R]:
         import torch
 
         name = function.__name__
-        torchs: Callable[_P, _R] = _torchs.get(name) or getattr(torch.nn.utils, name)  # unpickled where nothing was ever replaced
-        return torchs(*arguments, **keywords)
+        # In a process that has unpickled this function, no patch may ever have been active.
+        original: Callable[_P, _R] = _original.get(name) or getattr(torch.nn.utils, name)
+        return original(*arguments, **keywords)
 
     return chosen
 
@@ -206,7 +212,7 @@ def _watchers() -> list[Watcher]:
 def clip_grad_norm_(
     parameters: Parameters, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False, foreach: bool | None = None
 ) -> torch.Tensor:
-    """:func:`normclip.clip_grad_norm_`, of which a monitor may be told."""
+    """:func:`normclip.clip_grad_norm_`, which monitors of the parameters log."""
     parameters = clip.read_generator(parameters)
     watchers = _watchers()
     watched = [watcher.monitor for watcher in watchers]
@@ -225,9 +231,9 @@ def clip_grad_norm_(
 
 
 def _watched(change: Callable[[Any], None], parameters: Parameters) -> None:
-    """Change the gradients of parameters, which watchers see before."""
+    """Change the gradients of parameters, and notify the watchers before and after."""
     watchers = _watchers()
-    given: Any = listed(parameters, grads=True) if watchers else parameters  # an iterator is read once for all
+    given: Any = listed(parameters, grads=True) if watchers else parameters  # a list, as an iterator can be read once only
     for watcher in watchers:
         watcher.before(given, share=False)
     change(given)

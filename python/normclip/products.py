@@ -1,4 +1,4 @@
-"""Inner products of many tensors, as if they were two vectors."""
+"""Inner products of two lists of tensors, as if each were one vector: within 1e-12·Σ|xy|, NaN if an element is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from normclip._arguments import Tensors
 
 
 class DotStats(NamedTuple):
-    """An inner product and what it takes to judge it. For tensors on a device 0-dim float64 tensors there, for others floats."""
+    """An inner product with the norms of both vectors. Floats; for tensors on a device, 0-dim float64 tensors on that device."""
 
     dot: Any
     """Σxy."""
@@ -18,7 +18,7 @@ class DotStats(NamedTuple):
     norm_y: Any
     """√Σy²."""
     cosine: Any
-    """Σxy / (√Σx² √Σy²); NaN where a vector is zero or not finite."""
+    """Σxy / (√Σx² √Σy²); NaN if a vector is zero or not finite."""
 
 
 def dot(xs: Tensors, ys: Tensors) -> Any:
@@ -31,13 +31,13 @@ def dot(xs: Tensors, ys: Tensors) -> Any:
         ys: As many tensors of the same shapes in the same order. Element types and strides may differ.
 
     Returns:
-        The product, a float, or for tensors on a device a 0-dim float64 tensor there. It is within 1e-12 of :math:`\sum_i |x_i y_i|`, with
-        the same bits for any number of threads. Of complex tensors the real part of :math:`\sum_i \bar x_i y_i`. The same pair of memory
-        listed twice counts once.
+        The product: a float, or for tensors on a device a 0-dim float64 tensor on that device. Its error is at most 1e-12 times
+        :math:`\sum_i |x_i y_i|`, and it has the same bits for any number of threads. For complex tensors it is the real part of
+        :math:`\sum_i \bar x_i y_i`. A pair with the same memory as an earlier pair is not counted again.
 
     Raises:
-        TypeError: As for :func:`normclip.total_norm`, or a tensor is sparse, or complex and its partner real.
-        ValueError: The lists differ in length, or a pair in shape; the message names the pair.
+        TypeError: As for :func:`normclip.total_norm`, or a tensor is sparse, or one tensor of a pair is complex and the other real.
+        ValueError: The lists differ in length, or the tensors of a pair in shape; the message names the pair.
 
     Example:
         >>> import numpy as np
@@ -50,7 +50,8 @@ def dot(xs: Tensors, ys: Tensors) -> Any:
 def dot_stats(xs: Tensors, ys: Tensors) -> DotStats:
     r"""Inner product, norms and cosine of two lists of tensors, in one read of both.
 
-    With an optimizer's update u and the gradient g, the loss is predicted to fall by :math:`\eta \langle u, g \rangle` in a step.
+    For an optimizer's update u and the gradient g, a step with the learning rate η is predicted to lower the loss by
+    :math:`\eta \langle u, g \rangle`.
 
     Args:
         xs: As for :func:`dot`.

@@ -23,7 +23,7 @@ from normclip._formulas import Fraction, Scalar, evaluate
 
 
 class Rule(ABC):
-    """From a norm to a coefficient. A norm of NaN gives NaN, unless there is no limit at all."""
+    """A function from a norm to a coefficient. A norm of NaN gives NaN, except for a rule that never changes a gradient."""
 
     @abstractmethod
     def coefficient(self, norm: Scalar) -> Scalar:
@@ -33,12 +33,12 @@ class Rule(ABC):
             norm: The norm n ≥ 0, in the unit of the gradient's elements. NaN gives NaN.
 
         Returns:
-            The coefficient, of the type, precision and device of ``norm``. Nothing waits for a device.
+            The coefficient, of the type, precision and device of ``norm``. Does not wait for a device.
         """
 
     @abstractmethod
     def multiplier(self, norm: Scalar) -> Scalar:
-        """What clipping multiplies a gradient of this norm by: the coefficient, but 1 where that is infinite or the norm 0.
+        """What clipping multiplies a gradient of this norm by: the coefficient, or 1 if the coefficient is infinite or the norm 0.
 
         Args:
             norm: As for :meth:`coefficient`.
@@ -49,7 +49,9 @@ class Rule(ABC):
 
     @contextmanager
     def applying(self, norm: Scalar) -> Iterator[Scalar]:
-        """The multiplier, to multiply by it meanwhile. A rule that remembers notes the norm at the end, and nothing if that raises.
+        """A context manager that yields the multiplier. The gradients are to be multiplied by it in the ``with`` block.
+
+        A rule that follows training records the norm when the block ends, and does not if the block raises.
 
         Args:
             norm: As for :meth:`coefficient`.
@@ -61,12 +63,12 @@ class Rule(ABC):
 
     @property
     def writes(self) -> bool:
-        """Whether any gradient is changed by it."""
+        """Whether the rule can change a gradient. If not, gradients need not be writable."""
         return True
 
 
 class Formula(Rule):
-    """A rule without a memory. Subclasses write the formula once, for floats, NumPy and torch."""
+    """A rule whose coefficient depends on the norm alone. Subclasses write the formula once, for floats, NumPy and torch."""
 
     def coefficient(self, norm: Scalar) -> Scalar:
         """As for any rule."""
@@ -82,22 +84,23 @@ class Formula(Rule):
         return evaluate(formula, norm)
 
     def _spread(self, xp: Any, n: Any, found: Any) -> Any:
-        """NaN where the norm is NaN, whatever the formula makes of it: some compare, or leave out the norm."""
+        """NaN where the norm is NaN, else ``found``. Formulas that compare the norm or do not depend on it would lose the NaN."""
         return xp.where(n == n, found, n) if self.writes else found
 
     @abstractmethod
     def _formula(self, xp: Any, n: Any) -> Any:
-        """The coefficient by the functions of `xp`, which are numpy's or torch's."""
+        """The coefficient, by the functions of `xp`, which is numpy or torch."""
 
     def _of_norm(self, xp: Any, n: Any) -> Any:
+        """The coefficient for a gradient of norm n, if the argument of the formula is not the norm."""
         return self._formula(xp, n)
 
 
 def as_rule(name: str, rule: Rule | float) -> Rule:
-    """The rule itself, or hard clipping to a number.
+    """The rule itself, or for a number :class:`Hard` clipping to it.
 
     Raises:
-        TypeError, ValueError: It is neither, or the number is negative or NaN.
+        TypeError, ValueError: It is neither a rule nor a number, or the number is negative or NaN.
     """
     if isinstance(rule, Rule):
         return rule
@@ -146,10 +149,10 @@ class Soft(Formula):
 
     .. math:: c(n) = \frac{\gamma}{n + \gamma}
 
-    Between half of hard clipping and hard clipping; exactly half of it at n = γ.
+    The coefficient lies between half of that of hard clipping and that itself; it is exactly half of it at n = γ.
 
     Attributes:
-        max_norm: The bound γ > 0 of the norm afterwards.
+        max_norm: The bound γ > 0 on the norm after clipping.
 
     Raises:
         ValueError: ``max_norm`` is not positive and finite.
@@ -174,15 +177,15 @@ class Soft(Formula):
 
 @dataclass(frozen=True)
 class Normalize(Formula):
-    r"""Normalized gradients: every norm becomes γ, or with β > 0 tends to 0 with the gradient.
+    r"""Normalized gradients: every norm n becomes γ, or with β > 0 γ·n/(n + β), which tends to 0 with n.
 
     .. math:: c(n) = \frac{\gamma}{n + \beta}
 
-    Gradient descent with it is normalized gradient descent (NGD) of step :math:`\eta_n = \eta\gamma`.
-    It makes small gradients larger, where clipping leaves them alone. A gradient of zeros stays.
+    Gradient descent with this rule is normalized gradient descent (NGD) of step :math:`\eta_n = \eta\gamma`. Unlike clipping, the rule
+    makes small gradients larger. A gradient of zeros is left unchanged.
 
     Attributes:
-        norm: The norm γ > 0 afterwards.
+        norm: The norm γ > 0 after normalization.
         beta: β ≥ 0, in the unit of the norm.
 
     Raises:
@@ -215,13 +218,14 @@ class Smoothness(Formula):
         c_\text{exact}(n) = \frac{1}{\eta L_1 n} \ln\Big(1 + \frac{L_1 n}{L_0 + L_1 n}\Big)
 
     so that gradient descent with η takes the step 1/(L0 + L1·n). With η = 1/L0 and γ = L0/L1 the first is soft clipping. The second
-    minimizes the exact bound on the descent; it tends to 1/(η L0) as n → 0. A learning rate that changes has to change in both places.
+    minimizes the exact bound on the descent (:func:`normclip.theory.descent_bound`); it tends to 1/(η L0) as n → 0. If the optimizer's
+    learning rate changes, ``lr`` must change with it.
 
     Attributes:
-        L0: L0 > 0, the curvature where the gradient vanishes.
-        L1: L1 ≥ 0, its growth with the norm of the gradient.
+        L0: L0 > 0, the bound on the curvature where the gradient is 0.
+        L1: L1 ≥ 0, the growth of that bound with the norm of the gradient.
         lr: The learning rate η > 0 of the optimizer.
-        exact: Take the second formula.
+        exact: Use the second formula.
 
     Raises:
         ValueError: A number is out of its range.
@@ -251,20 +255,20 @@ class Smoothness(Formula):
         coefficient = fraction.at(xp, n)
         if not self.exact:
             return coefficient
-        # ln(1 + r)/(L1 n) = ln(1 + r)/r · 1/(L0 + L1 n) with r = L1 n/(L0 + L1 n), whose limits are 0, where the factor is 1, and 1.
+        # ln(1 + r)/(L1 n) = ln(1 + r)/r · 1/(L0 + L1 n) with r = L1 n/(L0 + L1 n), between 0 and 1. For r → 0, ln(1 + r)/r → 1.
         ratio = fraction.share(xp, n)
         return coefficient * xp.where(ratio == 0.0, 1.0, xp.log1p(ratio) / ratio)
 
 
 @dataclass(frozen=True)
 class DescentLimit(Formula):
-    r"""A limit T on the descent that a step predicts: u·g for the update u and the gradient g, times the learning rate.
+    r"""A limit T on u·g, the predicted descent of a step per unit of the learning rate, for the update u and the gradient g.
 
     .. math:: c = \min\Big(1, \frac{T}{u \cdot g}\Big)
 
-    is what to multiply the learning rate by. Where u·g is not positive it is 1: no descent is predicted, none is limited. NaN gives NaN, as
-    for all rules. Clipping takes u = g, as in SGD, hence u·g = n². The length of SGD's step, η·min(n, T/n), is not monotone then: it is
-    largest, η√T, at n = √T.
+    is what to multiply the learning rate by. It is 1 if u·g is not positive, as there is no predicted descent to limit. NaN gives NaN, as
+    for all rules. As a clip rule it assumes u = g, as in SGD, so that u·g = n². The length of SGD's step, η·min(n, T/n), then first grows
+    and then falls with n: it is largest, η√T, at n = √T.
 
     Attributes:
         limit: T > 0, in the unit of the loss per unit of the learning rate.
@@ -295,7 +299,7 @@ class DescentLimit(Formula):
             descent: u·g, as from :func:`normclip.dot`.
 
         Returns:
-            The coefficient, of the type, precision and device of ``descent``. Nothing waits for a device.
+            The coefficient, of the type, precision and device of ``descent``. Does not wait for a device.
         """
         return super().coefficient(descent)
 
@@ -303,5 +307,5 @@ class DescentLimit(Formula):
         return xp.where(n > self.limit, self.limit / n, 1.0)
 
     def _of_norm(self, xp: Any, n: Any) -> Any:
-        # Without squares, which overflow where the quotients do not.
+        # T/n/n rather than T/n², as n² may overflow.
         return xp.where(self.limit / n < n, self.limit / n / n, 1.0)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from normclip import _backends
 from normclip._arguments import Parameters, Tensors, check_order
-from normclip._backends import Batch, collect, collect_grads, failing_together
+from normclip._backends import Batch, collect, collect_grads, sharing_errors
 from normclip._core import FIGURES, Moments, listed
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Groups: TypeAlias = "Mapping[str, Sequence[str]] | Callable[[str], str]"
 
 REST = "rest"
-"""The group of names that no other group has."""
+"""The name of the group of tensors that belong to no other group."""
 
 
 def _moments_of(tensors: Tensors) -> Moments:
@@ -44,7 +44,7 @@ Moments.of = staticmethod(_moments_of)  # type: ignore[method-assign]
 
 @dataclass(frozen=True, eq=False)
 class PerTensor:
-    """The figures of :class:`Stats` of each tensor: arrays with one element a tensor, in the order in which the tensors were given."""
+    """The figures of :class:`Stats` for each tensor: arrays with one element for each tensor, in the order of the tensors."""
 
     names: tuple[str, ...]
     count: npt.NDArray[np.float64]
@@ -75,12 +75,12 @@ class Stats:
         rms: :math:`\|x\|_2 / \sqrt N`.
         mean_abs: :math:`\|x\|_1 / N`.
         sign_cosine: :math:`\cos(\operatorname{sign} x, x) = \|x\|_1 / (\sqrt{N - \text{zeros}}\, \|x\|_2)`; NaN for a zero or non-finite x.
-        density: :math:`\|x\|_1^2 / (N \|x\|_2^2)` (Bernstein et al. 2018); NaN likewise.
-        moments: What these are derived from, to be merged with those of other tensors.
-        norms: The norms of further orders that were asked for.
-        groups: The moments of each group that was asked for, and of the group "rest" if it has members. Those without tensors have none of
-            any element.
-        per_tensor: The figures of each tensor, if they were asked for.
+        density: :math:`\|x\|_1^2 / (N \|x\|_2^2)` (Bernstein et al. 2018); NaN for a zero or non-finite x.
+        moments: The moments that these figures are derived from. They can be merged with those of other tensors.
+        norms: The norms of further orders that were requested.
+        groups: The moments of each group that was requested, and of the group "rest" if it has members. A group without tensors has the
+            moments of no elements.
+        per_tensor: The figures of each tensor, if they were requested.
     """
 
     count: int
@@ -100,10 +100,10 @@ class Stats:
     per_tensor: PerTensor | None = None
 
     def top(self, k: int, by: str = "l2") -> list[tuple[str, float]]:
-        """The k tensors with the largest figure of this name: name and figure, NaN first.
+        """The k tensors for which a figure is largest, as pairs of name and figure. NaN comes first.
 
         Raises:
-            ValueError: There is no figure of this name, or the statistics were taken without ``per_tensor=True``.
+            ValueError: ``by`` is not the name of a figure, or the statistics were computed without ``per_tensor=True``.
         """
         if self.per_tensor is None:
             raise ValueError("there are no figures of single tensors: take the statistics with per_tensor=True")
@@ -160,19 +160,20 @@ def stats(
 
     Args:
         tensors: As for :func:`normclip.total_norm`. Complex numbers count by their absolute value.
-        names: A name for each tensor; their positions otherwise.
-        per_tensor: Also give the figures of each tensor.
-        norms: Orders of further norms, of the whole. Each costs one more read.
-        groups: Also give the moments of groups of tensors: a function from a tensor's name to its group, or a mapping from groups to names,
-            which may hold the wildcards ``*`` and ``?``. A tensor belongs to the first group that names it, and to the group "rest" if none
-            does. All groups of a mapping are in the result, in its order and then "rest"; of a function those that it gives for some name.
+        names: A name for each tensor; by default their positions.
+        per_tensor: Also compute the figures of each tensor.
+        norms: Orders of further norms of all tensors together. Each takes one more read.
+        groups: Also compute the moments of groups of tensors: a function from a tensor's name to its group, or a mapping from groups to
+            lists of names, which may contain the wildcards ``*`` and ``?``. A tensor belongs to the first group that names it, or to the
+            group "rest" if none does. The result has all groups of a mapping, in its order, and then "rest"; for a function, the groups
+            that it returns.
 
     Returns:
         The figures, exact as :func:`normclip.total_norm` is.
 
     Raises:
-        TypeError: As for :func:`normclip.total_norm`, or ``groups`` is something else, such as a string in place of a list of names.
-        ValueError: There are not as many names as tensors, a name of a group is that of no tensor, or an order is NaN.
+        TypeError: As for :func:`normclip.total_norm`, or ``groups`` is neither kind, or has a string in place of a list of names.
+        ValueError: There are not as many names as tensors, a name in a group matches no tensor, or an order is NaN.
 
     Example:
         >>> import numpy as np
@@ -186,11 +187,11 @@ def stats(
         b        1      0     0     0   4   4     4      4         4            1        1
     """
     orders = [check_order("norms", order) for order in norms]
-    taken = collect(tensors)
-    with failing_together(taken):
-        names = _named(taken, names)
+    batch = collect(tensors)
+    with sharing_errors(batch):
+        names = _named(batch, names)
         members = assign(groups, names)
-    return measure(taken, names, per_tensor=per_tensor, orders=orders, groups=members)[0]
+    return measure(batch, names, per_tensor=per_tensor, orders=orders, groups=members)[0]
 
 
 def grad_stats(
@@ -208,10 +209,10 @@ def grad_stats(
             parameters are named by their position.
         per_tensor: As for :func:`stats`.
         norms: As for :func:`stats`.
-        groups: As for :func:`stats`, where names are those of all parameters, also of those without a gradient now: frozen layers, experts
-            that were not used. So the groups are the same in each step, and those without gradients have moments of no elements.
-        process_groups: As for :func:`normclip.clip_grad_norm_`: the figures are of all their ranks, but those of single tensors of this
-            rank's. Not together with ``groups``.
+        groups: As for :func:`stats`. The names are those of all parameters, also of those without a gradient in this step, such as frozen
+            layers or experts that were not used. So all steps have the same groups; one without gradients has the moments of no elements.
+        process_groups: As for :func:`normclip.clip_grad_norm_`. The figures are those of all ranks, but figures of single tensors are those
+            of this rank. Cannot be combined with ``groups``.
 
     Returns:
         The figures, as :func:`stats` gives them.
@@ -230,42 +231,42 @@ def grad_stats(
     orders = [check_order("norms", order) for order in norms]
     check_groups(groups, process_groups)
     pairs = named(parameters)
-    taken, names = take_grads(pairs, writable=False, process_groups=process_groups)
-    with failing_together(taken):
+    batch, names = collect_named(pairs, writable=False, process_groups=process_groups)
+    with sharing_errors(batch):
         members = assign(groups, [name for name, _ in pairs])
-    return measure(taken, names, per_tensor=per_tensor, orders=orders, groups=members)[0]
+    return measure(batch, names, per_tensor=per_tensor, orders=orders, groups=members)[0]
 
 
 def check_groups(groups: Groups | None, process_groups: Sequence[ProcessGroup] | None) -> None:
-    """Refuse groups of tensors along process groups, whose ranks have other tensors.
+    """Check that groups of tensors and process groups are not combined, as the ranks of a process group have different tensors.
 
     Raises:
-        ValueError: There are both.
+        ValueError: Both were passed.
     """
     if groups is not None and process_groups:
-        raise ValueError("groups of tensors are not known along process groups, where each rank has others: pass either")
+        raise ValueError("groups of tensors cannot be combined with process groups, whose ranks have different tensors: pass one of them")
 
 
 def named(parameters: torch.nn.Module | Parameters | Iterable[tuple[str, torch.nn.Parameter]]) -> list[tuple[str, Any]]:
-    """The parameters of a module, parameters, or named parameters, as pairs of name and parameter. Without names by their position."""
+    """The parameters of a module, or parameters with or without names, as pairs of name and parameter. A missing name is the position."""
     given = list(parameters.named_parameters()) if hasattr(parameters, "named_parameters") else listed(parameters, grads=True)
     return [item if isinstance(item, tuple) else (str(position), item) for position, item in enumerate(given)]
 
 
-def take_grads(
+def collect_named(
     parameters: torch.nn.Module | Parameters | Iterable[tuple[str, torch.nn.Parameter]],
     *,
     writable: bool,
     process_groups: Sequence[ProcessGroup] | None = None,
 ) -> tuple[Batch, tuple[str, ...]]:
-    """The gradients of a module, of parameters or of named parameters, with their names."""
+    """The batch of the gradients of a module, of parameters or of named parameters, with the names of those that have a gradient."""
     pairs = named(parameters)
-    taken = collect_grads([parameter for _, parameter in pairs], writable=writable, process_groups=process_groups)
-    return taken, tuple(pairs[position][0] for position in taken.positions)
+    batch = collect_grads([parameter for _, parameter in pairs], writable=writable, process_groups=process_groups)
+    return batch, tuple(pairs[position][0] for position in batch.positions)
 
 
 def measure(
-    taken: Batch,
+    batch: Batch,
     names: tuple[str, ...],
     *,
     per_tensor: bool,
@@ -273,27 +274,36 @@ def measure(
     groups: Mapping[str, Sequence[int]] | None,
     finite_only: bool = False,
 ) -> tuple[Stats, npt.NDArray[np.float64], list[str]]:
-    """The statistics of tensors; the table that they are taken from, a row a tensor and a column a figure; and the group of each tensor.
+    """Compute the statistics of a batch.
 
-    Groups are those of :func:`assign`, of the positions of all that was given. Not all of it need have been taken.
+    Args:
+        batch: The tensors.
+        names: The name of each tensor of the batch.
+        per_tensor: Whether the statistics include the figures of each tensor.
+        orders: Orders of further norms.
+        groups: The groups of :func:`assign`: positions in the list that was passed, some of which may have no tensor in the batch.
+        finite_only: Count NaN and infinite elements, but treat them as 0 in all other figures.
+
+    Returns:
+        The statistics; a table of figures with a row for each tensor and a column for each of ``FIGURES``; the group of each tensor.
     """
     member_of: list[str] = []
     if groups is None:
-        moments, grouped, raw = taken.statistics(finite_only=finite_only)
+        moments, grouped, raw = batch.statistics(finite_only=finite_only)
     else:
         group_at = {position: group for group, positions in groups.items() for position in positions}
-        member_of = [group_at[position] for position in taken.positions]
+        member_of = [group_at[position] for position in batch.positions]
         numbers = {group: number for number, group in enumerate(groups)}
-        moments, grouped, raw = taken.statistics([numbers[group] for group in member_of], finite_only=finite_only)
-        grouped = [*grouped, *[Moments()] * (len(groups) - len(grouped))]  # after the last that has tensors
+        moments, grouped, raw = batch.statistics([numbers[group] for group in member_of], finite_only=finite_only)
+        grouped = [*grouped, *[Moments()] * (len(groups) - len(grouped))]  # groups after the last one that has tensors
     table = whole = np.frombuffer(raw).reshape(-1, len(FIGURES))
-    if per_tensor and (each := getattr(taken, "each", None)) is not None:
-        # The table has this rank's shards.
+    if per_tensor and (each := getattr(batch, "each", None)) is not None:
+        # The table describes this rank's shards, `each` the whole tensors.
         whole = np.array([list(_figures(moments).values()) for moments in each()], np.float64).reshape(-1, len(FIGURES))
     found = Stats(
         **_figures(moments),
         moments=moments,
-        norms={order: float(taken.norm(order)) for order in orders},
+        norms={order: float(batch.norm(order)) for order in orders},
         groups=dict(zip(groups or (), grouped, strict=True)),
         per_tensor=PerTensor(names, *whole.T) if per_tensor else None,
     )
@@ -301,11 +311,11 @@ def measure(
 
 
 def assign(groups: Groups | None, names: Sequence[str]) -> dict[str, list[int]] | None:
-    """The positions of the names of each group: of those that a mapping has, though none be left for it, and of "rest" if there are any.
+    """The positions of the names that belong to each group. A group of a mapping may be empty; "rest" is present only if it is not.
 
     Raises:
-        TypeError: Groups are neither a mapping from groups to lists nor a function.
-        ValueError: A name of a group is none of the names.
+        TypeError: ``groups`` is neither a mapping from groups to lists nor a function.
+        ValueError: A name in a group matches none of the names.
     """
     if groups is None:
         return None
@@ -322,7 +332,7 @@ def assign(groups: Groups | None, names: Sequence[str]) -> dict[str, list[int]] 
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in names):
                 some = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
-                raise ValueError(f"group {group!r} names {pattern!r}, and nothing is called so: the names are {some or 'none'}")
+                raise ValueError(f"group {group!r} names {pattern!r}, which matches no tensor: the names are {some or 'none'}")
         members[group] = []
     for position, name in enumerate(names):
         found = (group for group, patterns in groups.items() if any(fnmatchcase(name, pattern) for pattern in patterns))
@@ -330,9 +340,9 @@ def assign(groups: Groups | None, names: Sequence[str]) -> dict[str, list[int]] 
     return members
 
 
-def _named(taken: Batch, names: Sequence[str] | None) -> tuple[str, ...]:
+def _named(batch: Batch, names: Sequence[str] | None) -> tuple[str, ...]:
     if names is None:
-        return tuple(map(str, range(len(taken))))
-    if len(names) != len(taken):
-        raise ValueError(f"{len(names)} names for {len(taken)} tensors: pass one for each")
+        return tuple(map(str, range(len(batch))))
+    if len(names) != len(batch):
+        raise ValueError(f"{len(names)} names for {len(batch)} tensors: pass one for each")
     return tuple(names)

@@ -214,7 +214,7 @@ def test_as_torchs_function_errors_change_nothing() -> None:
         monitor.clip_grad_norm_(model.parameters(), -1.0)
     foreign = torch.nn.Parameter(torch.zeros(2))
     foreign.grad = torch.ones(2)
-    with pytest.raises(ValueError, match=r"parameters\[2\] is none of the monitor's model"):
+    with pytest.raises(ValueError, match=r"parameters\[2\] does not belong to the monitor's model"):
         monitor.clip_grad_norm_([*model.parameters(), foreign], 1.0)
     model.bias.grad = torch.tensor(2.0).expand(1, 1)[0]
     model.weight.grad = torch.tensor(4.0).expand(1, 2)

@@ -1,9 +1,9 @@
-"""Backends: lists of tensors → batches that measure and change themselves, wherever the tensors are.
+"""Backends: a list of tensors, on any device → a :class:`Batch`, which measures and changes them.
 
-This is the door through which the rest of the package comes. The architecture document has a line for each module.
+The rest of the package imports from here, and from no module below. The architecture document has a line for each of these modules.
 """
 
-from normclip._backends.choose import collect, collect_grads, dot, failing_together, moments, optimizer_step, warn_caller
+from normclip._backends.choose import collect, collect_grads, dot, moments, optimizer_step, sharing_errors, warn_caller
 from normclip._backends.protocol import AnyNorm, Batch, Member, Norm, Settings, Step
 from normclip._backends.totals import hard_coefficient
 
@@ -17,9 +17,9 @@ __all__ = [
     "collect",
     "collect_grads",
     "dot",
-    "failing_together",
     "hard_coefficient",
     "moments",
     "optimizer_step",
+    "sharing_errors",
     "warn_caller",
 ]

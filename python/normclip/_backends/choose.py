@@ -1,6 +1,8 @@
-"""Which backend takes a list of tensors: Rust, and only where some are not in CPU memory, what :mod:`.devices` finds.
+"""Chooses the backend of a list of tensors.
 
-Around either :mod:`.shards`, where other ranks hold parts of the tensors. The other backends are imported when the first tensor needs them.
+Tensors in CPU memory go to Rust. If some are on another device, :mod:`.devices` splits the list into one part per device. If other ranks
+hold shards of the tensors, :mod:`.shards` wraps the batch of this rank's shards. Modules other than Rust's are imported on first use, as
+they need torch.
 """
 
 from __future__ import annotations
@@ -26,20 +28,20 @@ _served = USUAL
 
 @contextmanager
 def serving(served: Served) -> Iterator[None]:
-    """Let backends serve other devices than usual, CPU tensors among them. For tests: so these pass for tensors of any device."""
+    """Change which backend serves which kind of device, within a ``with`` block. Tests use it to run device backends on CPU tensors."""
     global _served
-    former, _served = _served, served
+    previous, _served = _served, served
     try:
         yield
     finally:
-        _served = former
+        _served = previous
 
 
 def optimizer_step(members: list[Member]) -> Step:
-    """A step of an optimizer with these parameters.
+    """One optimizer step of these parameters, checked and not yet taken.
 
     Raises:
-        TypeError, ValueError: One of the tensors cannot be read, or written; the message names it.
+        TypeError, ValueError: One of the tensors cannot be read or written; the message names it.
     """
     if _served is USUAL:
         try:
@@ -52,18 +54,20 @@ def optimizer_step(members: list[Member]) -> Step:
 
 
 def collect(tensors: Any, *, writable: bool = False, process_groups: Sequence[ProcessGroup] | None = None) -> Batch:
-    """A tensor, or the tensors of an iterable; with process groups, together with those of the ranks along each.
+    """The batch of a tensor or of an iterable of tensors.
+
+    With process groups, the norms and statistics of the batch include the tensors of the other ranks of each group.
 
     Raises:
-        TypeError, ValueError: One of them cannot be taken; the message names it.
+        TypeError, ValueError: One of the tensors is not supported, or cannot be written; the message names it.
     """
     if hasattr(tensors, "__next__"):
-        tensors = list(tensors)  # which may be asked again
+        tensors = list(tensors)  # an iterator can be read once only, and `_has_shards` may read it again
     if not process_groups:
         try:
             return local.collect(tensors, grads=False, writable=writable, served=_served)
         except Exception:
-            # DTensors have no memory of their own, so they are found here, where time no longer counts.
+            # DTensors have no memory of their own, so Rust refuses them. Looking for them only now keeps the common path fast.
             if not _has_shards(tensors):
                 raise
     from normclip._backends.shards import Shards
@@ -72,9 +76,9 @@ def collect(tensors: Any, *, writable: bool = False, process_groups: Sequence[Pr
 
 
 def collect_grads(parameters: Any, *, writable: bool = False, process_groups: Sequence[ProcessGroup] | None = None) -> Batch:
-    """The gradients of a parameter, or of those parameters of an iterable that have one, as :func:`collect` takes tensors.
+    """The batch of the gradients of a parameter or of an iterable of parameters. Parameters without a gradient are passed over.
 
-    Warns of what cannot be parameters, of which none has a gradient, and none ever will.
+    Warns if no item has a gradient and none requires one: these are probably gradients that were passed in place of parameters.
 
     Raises:
         TypeError, ValueError: As for :func:`collect`.
@@ -102,7 +106,7 @@ def _grads(parameters: Any, *, writable: bool, process_groups: Sequence[ProcessG
             if not _has_shards(parameters, "grad"):
                 raise
         else:
-            # Parameters that are DTensors and have no gradient here may have one on other ranks, which wait for this one.
+            # A DTensor parameter without a gradient on this rank may have one on others, whose collective waits for this rank.
             complete = isinstance(parameters, (list, tuple)) and len(parameters) == len(found)
             if complete or not _has_shards(parameters):
                 return found
@@ -112,7 +116,7 @@ def _grads(parameters: Any, *, writable: bool, process_groups: Sequence[ProcessG
 
 
 def warn_caller(message: str) -> None:
-    """Warn whoever has called normclip, at the line of the call."""
+    """Warn at the line that called into normclip."""
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "normclip":
         level, frame = level + 1, frame.f_back
@@ -120,9 +124,9 @@ def warn_caller(message: str) -> None:
 
 
 def _has_shards(given: Any, attribute: str | None = None) -> bool:
-    """Whether some objects or their attributes are DTensors, which there are none of before their module is loaded."""
+    """Whether any of the objects is a DTensor, or has one as this attribute."""
     module = sys.modules.get("torch.distributed.tensor")
-    if module is None:
+    if module is None:  # no DTensor can exist before its module is loaded
         return False
     items = list(given) if isinstance(given, Iterable) and not hasattr(given, "__dlpack__") else [given]
     if attribute is not None:
@@ -131,8 +135,11 @@ def _has_shards(given: Any, attribute: str | None = None) -> bool:
 
 
 @contextmanager
-def failing_together(batch: Batch) -> Iterator[None]:
-    """What fails in here fails on all ranks that share the tensors: this one tells the others, which would wait for it else."""
+def sharing_errors(batch: Batch) -> Iterator[None]:
+    """Report an error of the ``with`` block to the other ranks, which would otherwise wait in their next collective for this rank.
+
+    All of them raise then. Where no ranks share the tensors of the batch, this does nothing.
+    """
     try:
         yield
     except Exception as error:
@@ -157,7 +164,7 @@ def dot(xs: Any, ys: Any) -> tuple[float, float, float, float] | tuple[torch.Ten
     Raises:
         TypeError, ValueError: As for :func:`normclip.dot`.
     """
-    # An iterator may be asked twice.
+    # Lists, as an iterator can be read once only and a second backend may have to read it.
     xs, ys = (list(given) if hasattr(given, "__next__") else given for given in (xs, ys))
     if _served is USUAL:
         try:

@@ -1,10 +1,11 @@
-"""Lists of CUDA tensors for the kernels of :mod:`normclip._backends.triton`: tables, their cache, and launches.
+"""Launches the kernels of :mod:`normclip._backends.triton` on lists of CUDA tensors.
 
-A list is described by a table of chunks, which is uploaded once and kept while addresses and sizes stay as they are. A norm is two
-launches, clipping by it a third, and no step waits for the device. Launches go to the current stream, so they can be captured in a CUDA
-graph; the table must be there before, from one call with the same tensors.
+The kernels read a table of chunks, which describes where the elements of the list are. It is uploaded once and cached by the addresses and
+sizes of the tensors. A norm takes two launches, clipping by it a third, and neither waits for the device. Launches go to the current
+stream, so a CUDA graph can capture them, provided that an earlier call with the same tensors has uploaded the table.
 
-Chunks have 2^15 elements, or more where that would make more than 2^15 of them: enough programs to fill the device, few enough partials.
+Chunks have 2^15 elements, or more if that would make more than 2^15 chunks: enough programs to fill the device, and few enough partials
+that one program can merge them.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from normclip._backends.totals import COLUMN, HUGE, SHRINK
 from normclip._backends.triton import change, elements, measure, merge, pairs
 from normclip._core import MOMENTS, DeviceList
 
+# The kernel's mode for a norm of this order. Other orders are sums of powers.
 _WHAT = {
     2.0: measure.SQUARES.value,
     1.0: measure.ABSOLUTES.value,
@@ -34,70 +36,74 @@ _WHAT = {
     0.0: measure.NONZEROS.value,
 }
 _BYTES_OF_TYPE = np.array([2, 2, 4, 8])
-# Where the columns of the kernels go in an array of moments. The rests of sums, which the kernels do not have, stay 0.
-_KERNELS = ("count", "zeros", "nans", "infs", "sum_abs", "medium", "small", "large", "largest")
-_PLACES = np.array([COLUMN[name] for name in _KERNELS])
+# The columns that the kernels write, and where these stand in an array of moments. The second number of each sum stays 0.
+_WRITTEN = ("count", "zeros", "nans", "infs", "sum_abs", "medium", "small", "large", "largest")
+_COLUMNS = np.array([COLUMN[name] for name in _WRITTEN])
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """Sizes that the kernels are compiled for. They are part of what fixes the bits of a result."""
+    """Sizes that the kernels are compiled for. They fix the order of summation, so another size gives other last bits."""
 
     chunk: int = 1 << 15
     """Elements of a chunk, a multiple of 8."""
     chunks: int = 1 << 15
-    """Where there would be more than these, chunks are made longer, up to 2^20 elements."""
+    """The number of chunks above which chunks are made longer, up to 2^20 elements."""
     warps: int = 4
+    """Warps of a program that reads or changes a chunk."""
     tile: int = 4 * 32 * 16
-    """Bytes that a program reads at once: 16 a thread."""
+    """Bytes that such a program loads at once: 16 for each thread."""
     unroll: int = 4
+    """Tiles for each turn of its loop."""
     lanes: int = 4096
-    """Partials that a merging program reads at once."""
+    """Partials that a program of the merge kernels loads at once."""
     short: int = 128
-    """The same for a tensor of no more chunks than these."""
+    """Used in place of ``lanes`` for tables whose longest tensor has at most this many chunks."""
 
     @property
     def options(self) -> dict[str, Any]:
-        """What kernels over chunks are compiled with."""
-        # Fused multiply-add changes nothing where products are exact, and elsewhere it saves a rounding.
+        """Compile options of the kernels that run over chunks."""
+        # Fused multiply-add cannot change sums of exact products (16- and 32-bit elements), and saves a rounding in float64 ones.
         return {"BYTES": self.tile, "UNROLL": self.unroll, "num_warps": self.warps, "enable_fp_fusion": True}
 
 
 @dataclass(eq=False)
 class Table:
-    """Chunks on a device."""
+    """A table of chunks in a device's memory."""
 
     rows: torch.Tensor
-    """int64: the chunks, then for each tensor the number of the first of its chunks, then that of all."""
+    """int64: a row for each chunk, then for each tensor the number of its first chunk, then the number of chunks."""
     chunks: int
+    """The number of chunks."""
     types: int
-    """A bit for each element type that occurs."""
+    """The element types that occur, as a bit mask: bit i stands for ``elements.ELEMENTS[i]``."""
     longest: int
-    """Chunks of the tensor that has most."""
+    """The largest number of chunks that a tensor has."""
     indices: npt.NDArray[np.int64]
-    """Of the tensors, in the list that they came from."""
+    """For each tensor of the table, its index in the list that was passed."""
     ready: Any
-    """The event after which the table is there; None on the CPU."""
+    """The CUDA event of the upload, for other streams to wait for; None on the CPU."""
     streams: set[int] = field(default_factory=set)
-    """Those that know."""
+    """The handles of streams that have waited for ``ready``."""
 
     @property
     def segments(self) -> torch.Tensor:
-        """Where the chunks of each tensor begin."""
+        """For each tensor the number of its first chunk, and at the end the number of chunks."""
         return self.rows[elements.ROW.value * self.chunks :]
 
 
-# A CUDA graph uses its tables for as long as it lives, which we do not see.
+# Tables that a CUDA graph has captured are never freed: a graph may be replayed at any time, and nothing tells when it is destroyed.
 _captured: set[Table] = set()
 
 
 def _table(layout: bytes, device: torch.device, tuning: Tuning, *, addresses: int = 1) -> Table:
-    """The table of a layout, there for the current stream."""
+    """The table of a layout, which kernels on the current stream may read."""
     table = _tables(layout, device, addresses, tuning)
     if table.ready is None:
         return table
     if torch.cuda.is_current_stream_capturing():
-        # A capture may not wait for what is outside of it; `torch.cuda.graph` waits for the device before it begins.
+        # A captured stream may not wait for an event from outside the capture, and need not: `torch.cuda.graph` synchronizes the device
+        # before it begins to capture.
         _captured.add(table)
         return table
     stream = torch.cuda.current_stream(device)
@@ -108,10 +114,10 @@ def _table(layout: bytes, device: torch.device, tuning: Tuning, *, addresses: in
     return table
 
 
-# Those that were used last. A table follows from the key alone, so memory that is freed and taken again does no harm.
+# A table depends on these arguments alone. A cached table stays valid if the memory is freed and other tensors get the same addresses.
 @lru_cache(maxsize=64)
 def _tables(layout: bytes, device: torch.device, addresses: int, tuning: Tuning) -> Table:
-    """Cuts tensors into chunks. A row of the layout is `addresses` addresses, elements, element type and index."""
+    """Splits tensors into chunks. A row of the layout is one tensor: `addresses` addresses, elements, element type and index."""
     on_cuda = device.type == "cuda"
     if on_cuda and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
@@ -131,7 +137,7 @@ def _tables(layout: bytes, device: torch.device, addresses: int, tuning: Tuning)
     first = (np.arange(len(tensor)) - segments[tensor]) * chunk
     places = starts[tensor] + (first * _BYTES_OF_TYPE[types[tensor]])[:, None]
     packed = np.minimum(elements[tensor] - first, chunk) << 3 | types[tensor]
-    # Pairs have a second address where single tensors have their number.
+    # A row has three numbers: the last is the tensor's number, which a table of pairs leaves out for the second address.
     rows = np.column_stack([places, packed, tensor][: 4 - addresses])
     uploaded = _upload(np.concatenate([rows.ravel(), segments]).astype(np.int64), device)
     ready = torch.cuda.current_stream(device).record_event() if on_cuda else None
@@ -140,17 +146,17 @@ def _tables(layout: bytes, device: torch.device, addresses: int, tuning: Tuning)
 
 def _upload(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
     tensor = torch.from_numpy(array)
-    # On the CPU there is Triton's interpreter alone.
+    # On the CPU, only Triton's interpreter runs the kernels, and there is nothing to upload.
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 class CudaPart:
-    """The CUDA tensors of a list that are on one device."""
+    """The tensors of a list that are on one CUDA device."""
 
-    def __init__(self, taken: DeviceList, kind: int, number: int, indices: list[int], tuning: Tuning | None = None) -> None:
-        # DLPack's kind 1 is the CPU: Triton's interpreter takes its tensors for those of a device.
+    def __init__(self, tensors: DeviceList, kind: int, number: int, indices: list[int], tuning: Tuning | None = None) -> None:
+        # DLPack's device type 1 is the CPU, on which tests run the kernels by Triton's interpreter.
         self.device = torch.device("cpu") if kind == 1 else torch.device("cuda", number)
-        self._taken, self._kind, self._number, self._indices = taken, kind, number, indices
+        self._tensors, self._kind, self._number, self._indices = tensors, kind, number, indices
         self._tuning = tuning or Tuning()
 
     # ---- Measuring ----
@@ -179,7 +185,7 @@ class CudaPart:
             columns = merge.COLUMNS.value
             partials = self._measure(table, 2.0, measure.MOMENTS.value, columns=columns, finite_only=finite_only)
             moments = torch.empty((len(table.indices), columns), dtype=torch.float64, device=self.device)
-            # Long columns are summed by a program each, short ones of a tensor by one for all.
+            # If all tensors have few chunks, one program merges all columns of a tensor; else one program merges one column of a tensor.
             short = table.longest <= self._tuning.short
             merge.tabulate[(len(table.indices), 1 if short else columns)](
                 partials,
@@ -191,7 +197,7 @@ class CudaPart:
                 num_warps=4,
             )
             found = moments.cpu().numpy()
-        rows[np.searchsorted(self._indices, table.indices)[:, None], _PLACES] = found
+        rows[np.searchsorted(self._indices, table.indices)[:, None], _COLUMNS] = found
         rows[rows[:, COLUMN["largest"]] >= HUGE, COLUMN["sum_abs"]] *= SHRINK
         return rows
 
@@ -214,10 +220,10 @@ class CudaPart:
             self._change(change.SCALE.value, factor)
 
     def scale_each_(self, factors: npt.NDArray[np.float64]) -> None:
-        # The kernel counts tensors as the table does.
-        of_index = dict(zip(self._indices, factors, strict=True))
+        # The table leaves out empty and repeated tensors, and the kernel reads a factor by the tensor's number in the table.
+        factor_of = dict(zip(self._indices, factors, strict=True))
         with _on(self.device):
-            used = [of_index[index] for index in self._table(write=True).indices]
+            used = [factor_of[index] for index in self._table(write=True).indices]
             self._change(change.SCALE_EACH.value, 1.0, _upload(np.array(used), self.device))
 
     def clamp_(self, limit: float) -> None:
@@ -246,12 +252,12 @@ class CudaPart:
             return found
 
     def _layout(self, *, write: bool = False, repeated: bool = False) -> bytes:
-        return self._taken.layout(self._kind, self._number, write=write, repeated=repeated)
+        return self._tensors.layout(self._kind, self._number, write=write, repeated=repeated)
 
     def _table(self, *, write: bool = False) -> Table:
         return _table(self._layout(write=write), self.device, self._tuning)
 
 
 def _on(device: torch.device) -> Any:
-    """Makes a device the current one, for launches; the CPU is that of Triton's interpreter."""
+    """Makes a CUDA device the current one, as launches need; does nothing on the CPU, for Triton's interpreter."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -1,7 +1,7 @@
-"""Lists of tensors that are not, or not all, in CPU memory: one part a device, each with its backend, and their results put together.
+"""Batches of tensors that are not all in CPU memory: splits a list into one part for each device, and merges the parts' results.
 
-Tensors that lie in one run of memory are read and written where they are. Others (columns of a matrix, say) are read through a contiguous
-copy, which is copied back when it was changed. Norms other than 2 of complex tensors are taken of a copy of their moduli.
+The kernels need tensors whose elements fill one run of memory. Others, such as columns of a matrix, are measured through a contiguous copy,
+which is copied back after a change. Norms of orders other than 2, and statistics, of complex tensors are measured on a copy of the moduli.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from normclip._backends.protocol import Norm, Served
 from normclip._backends.totals import COLUMN, hard_coefficient, joined
 from normclip._core import MOMENTS, DeviceList, Moments, TensorList
 
-# The kind of device of tensors without memory, by which DLPack knows none.
+# The kind that Rust reports for tensors without memory, for which DLPack has no device type.
 _ABSTRACT = -1
 
 
 class _CpuPart:
-    """Those in CPU memory, by Rust."""
+    """The tensors in CPU memory, measured and changed by Rust."""
 
     device = torch.device("cpu")
 
@@ -61,50 +61,50 @@ class _CpuPart:
         return torch.tensor(_core.dot(self._objects, other._objects), dtype=torch.float64)
 
 
-def _part_of(taken: DeviceList, device: tuple[int, int, list[int]], served: Served, *, writable: bool) -> Part:
-    """The tensors of a device, with the backend that serves it best."""
+def _part_of(tensors: DeviceList, device: tuple[int, int, list[int]], served: Served, *, writable: bool) -> Part:
+    """The part of a list on one device, which is given as its kind, its number and the indices of its tensors."""
     kind, number, indices = device
     if kind in served.rust:
-        return _CpuPart(_chosen(taken, indices), writable=writable)
+        return _CpuPart(_chosen(tensors, indices), writable=writable)
     if kind in served.triton:
         try:
             from normclip._backends.cuda import CudaPart
         except ImportError:
-            pass  # torch without Triton, as on some platforms
+            pass  # torch was built without Triton
         else:
-            return CudaPart(taken, kind, number, indices, served.tuning)
+            return CudaPart(tensors, kind, number, indices, served.tuning)
     from normclip._backends.plain import TorchPart
 
-    return TorchPart(_chosen(taken, indices), writable=writable, abstract=kind == _ABSTRACT)
+    return TorchPart(_chosen(tensors, indices), writable=writable, abstract=kind == _ABSTRACT)
 
 
-def _chosen(taken: DeviceList, indices: list[int]) -> list[Any]:
-    objects = taken.objects
+def _chosen(tensors: DeviceList, indices: list[int]) -> list[Any]:
+    objects = tensors.objects
     return [objects[index] for index in indices]
 
 
 class DeviceBatch:
     """A :class:`~normclip._backends.protocol.Batch` of tensors on any devices."""
 
-    def __init__(self, taken: DeviceList, served: Served) -> None:
-        self._taken = taken
+    def __init__(self, tensors: DeviceList, served: Served) -> None:
+        self._tensors = tensors
         self._served = served
 
     @property
     def is_torch(self) -> bool:
-        """Whether norms are torch tensors. Those that stay on a device always are."""
+        """Always true: norms that stay on a device are torch tensors."""
         return True
 
     @property
     def is_double(self) -> bool:
-        return self._taken.is_double
+        return self._tensors.is_double
 
     @property
     def positions(self) -> list[int]:
-        return self._taken.positions
+        return self._tensors.positions
 
     def __len__(self) -> int:
-        return len(self._taken)
+        return len(self._tensors)
 
     # ---- Measuring ----
 
@@ -119,10 +119,10 @@ class DeviceBatch:
         return Norm(exact, exact.to(norms[0].rounded.dtype))
 
     def statistics(self, groups: list[int] | None = None, *, finite_only: bool = False) -> tuple[Moments, list[Moments], bytes]:
-        return self._taken.statistics(self._moments(finite_only=finite_only).tobytes(), groups or [])
+        return self._tensors.statistics(self._moments(finite_only=finite_only).tobytes(), groups or [])
 
     def nonfinite(self) -> list[tuple[str, int, int]]:
-        rows = zip(self._taken.names, self._moments(finite_only=False)[:, [COLUMN["nans"], COLUMN["infs"]]], strict=True)
+        rows = zip(self._tensors.names, self._moments(finite_only=False)[:, [COLUMN["nans"], COLUMN["infs"]]], strict=True)
         return [(name, int(nans), int(infs)) for name, (nans, infs) in rows if nans + infs > 0]
 
     def _moments(self, *, finite_only: bool) -> Array:
@@ -155,45 +155,45 @@ class DeviceBatch:
 
     def zero_nonfinite_(self, indices: list[int]) -> list[Any]:
         self.check_elementwise()
-        # Only where something is not finite is anything written, so the others need not be left out.
+        # Other tensors are not written, as they have no non-finite elements, so the indices serve for the result only.
         self._write(lambda part, _: part.zero_nonfinite_())
-        return _chosen(self._taken, indices)
+        return _chosen(self._tensors, indices)
 
     def check_unchanged(self) -> None:
-        self._taken.check_unchanged()
+        self._tensors.check_unchanged()
 
     def check_elementwise(self) -> None:
-        self._taken.check_elementwise()
+        self._tensors.check_elementwise()
 
     def _write(self, change: Callable[[Part, list[int]], None]) -> list[Any]:
-        with self._writable() as taken:
-            # First what may still fail: operations of other people's tensors.
-            for part, indices in sorted(self._parts(taken, writable=True), key=lambda part: not getattr(part[0], "abstract", False)):
+        with self._writable() as tensors:
+            # Tensors without memory come first, as operations of tensor subclasses may raise, and then nothing else has changed.
+            for part, indices in sorted(self._parts(tensors, writable=True), key=lambda part: not getattr(part[0], "abstract", False)):
                 change(part, indices)
-        return self._taken.torch_tensors
+        return self._tensors.torch_tensors
 
-    # ---- Memory that the kernels do not walk ----
+    # ---- Copies of tensors that the kernels cannot read ----
 
     @cached_property
     def _scattered(self) -> list[int]:
-        """The tensors that cannot be read and written where they are."""
-        return self._away(self._taken.scattered)
+        """The indices of tensors on devices whose elements do not fill one run of aligned memory."""
+        return self._away(self._tensors.scattered)
 
     def _away(self, indices: list[int]) -> list[int]:
-        """Those that are on devices."""
+        """The indices among these whose tensors Rust does not serve."""
         if not indices:
             return []
-        at_home = {index for kind, _, members in self._taken.devices if kind in self._served.rust for index in members}
+        at_home = {index for kind, _, members in self._tensors.devices if kind in self._served.rust for index in members}
         return [index for index in indices if index not in at_home]
 
     def _copies(self) -> dict[int, torch.Tensor]:
-        # A copy always: what is contiguous may still begin off the border of its element type.
+        # Not `contiguous()`, which would return a contiguous tensor itself, although its address may not be a multiple of the element size.
         return {index: self._tensor(index).clone(memory_format=torch.contiguous_format) for index in self._scattered}
 
     def _read(self, *, moduli: bool) -> Iterator[tuple[Part, list[int]]]:
         copies = self._copies()
         if moduli:
-            for index in self._away(self._taken.complex):
+            for index in self._away(self._tensors.complex):
                 tensor = self._tensor(index)
                 copies[index] = torch.abs((tensor.coalesce().values() if tensor.is_sparse else tensor).to(torch.complex128))
         return self._parts(self._with(copies), writable=False)
@@ -202,36 +202,36 @@ class DeviceBatch:
     def _writable(self) -> Iterator[DeviceList]:
         copies = self._copies()
         yield self._with(copies)
-        first_of = self._taken.first_of if copies else []
+        first_of = self._tensors.first_of if copies else []
         for index, copy in copies.items():
             if first_of[index] is None:
                 self._tensor(index).copy_(copy)
 
     def _with(self, copies: dict[int, torch.Tensor]) -> DeviceList:
         if not copies:
-            return self._taken
-        first_of = self._taken.first_of
-        places = enumerate(self._taken.objects)
+            return self._tensors
+        first_of = self._tensors.first_of
+        places = enumerate(self._tensors.objects)
         return DeviceList([copies.get(i if first_of[i] is None else first_of[i], tensor) for i, tensor in places])  # type: ignore[arg-type]
 
     def _tensor(self, index: int) -> torch.Tensor:
-        tensor: torch.Tensor = self._taken.objects[index]
+        tensor: torch.Tensor = self._tensors.objects[index]
         return tensor.detach()
 
-    def _parts(self, taken: DeviceList, *, writable: bool) -> Iterator[tuple[Part, list[int]]]:
-        for device in taken.devices:
-            yield _part_of(taken, device, self._served, writable=writable), device[2]
+    def _parts(self, tensors: DeviceList, *, writable: bool) -> Iterator[tuple[Part, list[int]]]:
+        for device in tensors.devices:
+            yield _part_of(tensors, device, self._served, writable=writable), device[2]
 
 
 def dot(xs: DeviceList, ys: DeviceList, served: Served) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Σxy, √Σx², √Σy² and the cosine, on the device of the first pair."""
     _core.check_pairs(xs.objects, ys.objects)
-    sides = [_dense(taken) for taken in (xs, ys)]
+    sides = [_dense(tensors) for tensors in (xs, ys)]
     pairs: dict[tuple[Any, ...], tuple[torch.Tensor, torch.Tensor]] = {}
     for x, y in zip(*sides, strict=True):
         memory = (*(key for side in (x, y) for key in (side.data_ptr(), side.stride(), side.dtype)), x.shape, x.device)
         if x.numel() > 0:
-            pairs.setdefault(memory, _in_step(x, y))
+            pairs.setdefault(memory, _aligned(x, y))
     if not pairs:
         zero = torch.zeros((), dtype=torch.float64, device=sides[0][0].device)
         return zero, zero, zero, torch.full_like(zero, math.nan)
@@ -239,7 +239,7 @@ def dot(xs: DeviceList, ys: DeviceList, served: Served) -> tuple[torch.Tensor, t
     devices = list(dict.fromkeys(x.device for x, _ in pairs.values()))
     for device in devices:
         lists = [DeviceList([pair[side] for pair in pairs.values() if pair[0].device == device]) for side in (0, 1)]
-        x, y = (_part_of(taken, taken.devices[0], served, writable=False) for taken in lists)
+        x, y = (_part_of(tensors, tensors.devices[0], served, writable=False) for tensors in lists)
         found.append(x.dot(y))
     found = [moved(products, found[0].device, found[0].dtype) for products in found]
     if len(found) == 1:
@@ -249,14 +249,16 @@ def dot(xs: DeviceList, ys: DeviceList, served: Served) -> tuple[torch.Tensor, t
     return product, x_norm, y_norm, product / x_norm / y_norm
 
 
-def _dense(taken: DeviceList) -> list[torch.Tensor]:
-    objects = taken.objects
-    tensors = (tensor.detach() if isinstance(tensor, torch.Tensor) else torch.utils.dlpack.from_dlpack(tensor) for tensor in objects)
-    return [tensor.resolve_conj().resolve_neg() for tensor in tensors]
+def _dense(tensors: DeviceList) -> list[torch.Tensor]:
+    dense = []
+    for tensor in tensors.objects:
+        tensor = tensor.detach() if isinstance(tensor, torch.Tensor) else torch.utils.dlpack.from_dlpack(tensor)
+        dense.append(tensor.resolve_conj().resolve_neg())
+    return dense
 
 
-def _in_step(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same pair of one real element type, whose elements lie in the same order and on the same borders of vectors."""
+def _aligned(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The pair converted to one real element type, the same order of elements in memory, and addresses equal modulo 16 bytes."""
     dtype = torch.promote_types(x.dtype, y.dtype)
     x, y = x.to(dtype), y.to(dtype)
     if x.is_complex():

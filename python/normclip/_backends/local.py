@@ -1,4 +1,4 @@
-"""The tensors that this process holds: those in CPU memory are measured and changed by Rust, all others by :mod:`.devices`."""
+"""Batches of the tensors that this process holds: by Rust if all are in CPU memory, else by :mod:`.devices`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from normclip._core import DeviceList, TensorList
 
 
 def collect(given: Any, *, grads: bool, writable: bool = False, served: Served = USUAL) -> Batch:
-    """A tensor or the tensors of an iterable; with ``grads`` the gradients of a parameter or of those of an iterable that have one.
+    """The batch of a tensor or an iterable of tensors; with ``grads``, of the gradients of parameters, without those that are None.
 
     Raises:
-        TypeError, ValueError: One of them cannot be measured, or written; the message names it.
+        TypeError, ValueError: One of the tensors is not supported, or cannot be written; the message names it.
     """
     if served is USUAL:
         return batch((_core.collect_grads if grads else _core.collect)(given, writable=writable))
@@ -21,7 +21,7 @@ def collect(given: Any, *, grads: bool, writable: bool = False, served: Served =
 
 
 def batch(found: TensorList | DeviceList, served: Served = USUAL) -> Batch:
-    """The batch of tensors that Rust has found: itself if all of them are in CPU memory."""
+    """The batch of a checked list. A :class:`TensorList`, whose tensors are all in CPU memory, is a batch already."""
     if isinstance(found, TensorList):
         return found
     from normclip._backends.devices import DeviceBatch

@@ -1,4 +1,4 @@
-"""The tensors of one device, of a list that is not, or not all, in CPU memory."""
+"""The interface of parts: the tensors of one device, measured and changed by that device's backend."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Array = npt.NDArray[np.float64]
 
 
 def moved(numbers: torch.Tensor, device: torch.device, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    """The numbers on a device, without waiting for them, but on the CPU, which would read them before they are there."""
+    """Copy numbers to a device. Does not wait for the copy, unless it goes to the CPU, which could read it before it has arrived."""
     return numbers.detach().to(device, dtype, non_blocking=device.type != "cpu")
 
 
 class Part(Protocol):
-    """The tensors of one device. Norms and factors that are tensors may be on another."""
+    """The tensors of one device. Norms and factors that are passed as tensors may be on another device."""
 
     device: torch.device
 
@@ -29,10 +29,10 @@ class Part(Protocol):
 
     def clip_(self, limit: float, norm: torch.Tensor, epsilon: float) -> None: ...
     def scale_(self, factor: float | torch.Tensor) -> None:
-        """Where the factor is a tensor and 1, nothing is written."""
+        """Multiply all tensors by a number, or by a 0-dim tensor without waiting for its device."""
 
     def scale_each_(self, factors: Array) -> None: ...
     def clamp_(self, limit: float) -> None: ...
     def zero_nonfinite_(self) -> None: ...
     def dot(self, other: Part) -> torch.Tensor:
-        """Σxy, √Σx², √Σy² and the cosine, in step with the tensors of another part on the same device."""
+        """Σxy, √Σx², √Σy² and the cosine with another part on the same device, whose tensors correspond one to one."""

@@ -1,10 +1,11 @@
-"""Tensors on devices without kernels of ours (MPS, XPU; CUDA without Triton), and abstract ones, by plain torch operations.
+"""The part of devices for which normclip has no kernels (MPS, XPU, CUDA without Triton), and of abstract tensors, by torch operations.
 
-Abstract are tensors without memory that torch can compute with: on the meta device, fake ones, and those of other subclasses that keep
-their elements elsewhere. Norms of the first two are meta or fake as well, so that dry runs of training go through.
+Abstract tensors have no memory of their own, but torch can compute with them: meta tensors, fake tensors, and subclasses that keep their
+elements elsewhere. Norms of meta and fake tensors are meta and fake too, so that dry runs of training work.
 
-Sums are taken in float64, or in float32 on devices without it, which is then the precision of the results. Norms are relative to the
-largest element, so that no power overflows. Every tensor is read several times: this is for every call to work, not for speed.
+Sums are computed in float64, or in float32 on devices without float64, which then limits the precision. Powers are taken relative
+to the largest element, so that none overflows. A NaN makes norms NaN; without elements they are 0. Each tensor is read several times, and
+scaling always writes: this backend makes every call work, and is not fast.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _SAFE = (2.0**-900, 2.0**900)
 
 
 class TorchPart:
-    """Tensors that torch computes with, all on one device."""
+    """Tensors of one device, measured and changed by torch operations."""
 
     def __init__(self, tensors: list[torch.Tensor], *, writable: bool, abstract: bool = False) -> None:
         self.device, self.abstract = tensors[0].device, abstract
@@ -87,7 +88,7 @@ class TorchPart:
                 **{name: (size * scale).square().sum() for name, scale in scales.items()},
             }
             found = dict(zip(numbers, torch.stack([number.to(self._wide) for number in numbers.values()]).tolist(), strict=True))
-            # Squares are kept in the one scale in which they are safe.
+            # The sum of squares is kept at the scale at which it neither overflows nor underflows.
             medium = found["medium"]
             if len(scales) == 1 or math.isnan(medium) or _SAFE[0] <= medium <= _SAFE[1]:
                 scale = "medium"
@@ -147,7 +148,7 @@ class TorchPart:
 
 
 def _dense(tensor: torch.Tensor, *, writable: bool) -> torch.Tensor:
-    """Of a sparse tensor the values: where indices repeat, their terms to write and their sums to measure."""
+    """A dense tensor itself; of a sparse one the values: as stored, to write them, or coalesced, to measure them."""
     if not tensor.is_sparse:
         return tensor
     return tensor._values() if writable else tensor.coalesce().values()

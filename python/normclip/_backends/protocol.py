@@ -1,4 +1,4 @@
-"""What all backends have in common: lists of tensors that measure and change themselves, and optimizer steps."""
+"""The interfaces that all backends implement: batches of tensors and optimizer steps."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Served:
-    """The kinds of devices that backends serve, by DLPack's numbers. Plain torch operations serve all others."""
+    """Which backend serves which kinds of devices, by DLPack's device type numbers. Plain torch operations serve all other kinds."""
 
     rust: tuple[int, ...] = (1, 3)
-    """Memory that the CPU reads."""
+    """kDLCPU, kDLCUDAHost: memory that the CPU can read."""
     triton: tuple[int, ...] = (2, 10, 13)
-    """CUDA, ROCm, memory that either manages."""
+    """kDLCUDA, kDLROCM, kDLCUDAManaged."""
     tuning: Any = None
-    """The sizes that Triton's kernels are compiled for, other than the usual ones."""
+    """A :class:`~normclip._backends.cuda.Tuning` for the Triton kernels; None for the default sizes."""
 
 
 USUAL = Served()
@@ -28,24 +28,26 @@ USUAL = Served()
 
 @dataclass(frozen=True)
 class Norm:
-    """A norm on a device: in float64 to compute with, and in the type that users get. ``float(norm)`` waits for it."""
+    """A norm on a device. ``float(norm)`` waits for the device."""
 
     exact: torch.Tensor
+    """0-dim, in float64 where the device has it: to compute coefficients from."""
     rounded: torch.Tensor
+    """0-dim, in the dtype that users get."""
 
     def __float__(self) -> float:
         return float(self.exact)
 
 
 AnyNorm: TypeAlias = "float | Norm"
-"""A norm as a backend has it: a float, or on a device, where it stays."""
+"""A norm as backends return it: a float for CPU memory, else numbers that stay on the device."""
 
 
 class Batch(Protocol):
-    """Tensors whose memory was found and checked once, to be measured and changed. :class:`~normclip._core.TensorList` is one.
+    """A checked list of tensors, which can be measured and changed in place. :class:`~normclip._core.TensorList` is one.
 
-    What changes tensors returns the torch tensors that may have been written. Nothing here waits for a device but ``statistics`` and
-    ``nonfinite``, whose answers are Python's, and what changes CPU tensors by a norm that a device computes.
+    Methods that change tensors return the torch tensors that may have been written, for the caller to pass to ``mark_written``. A method
+    waits for a device only if it returns Python numbers (``statistics``, ``nonfinite``), or changes CPU tensors by a norm on a device.
     """
 
     @property
@@ -66,16 +68,17 @@ class Batch(Protocol):
     def zero_nonfinite_(self, indices: list[int]) -> list[Any]: ...
     def check_elementwise(self) -> None: ...
     def check_unchanged(self) -> None:
-        """Refuse tensors that have got other memory since they were checked. Asked where code of others has run, before writing."""
+        """Raise if a tensor's memory was replaced since the batch was made. Call it before writing if user code has run since then."""
 
 
 Member: TypeAlias = "tuple[int, int, torch.Tensor, torch.Tensor, list[torch.Tensor], bool]"
-"""A parameter of an optimizer: its group and its place there, the tensor, its gradient, the tensors that the optimizer keeps for it (its
-states: for SGD the momentum buffer, or none), and whether these are new and hold zeros."""
+"""A parameter in an optimizer step: the number of its group, its position there, the parameter, its gradient, its states, and whether these
+are new. States are tensors that the optimizer keeps for the parameter: for SGD the momentum buffer, or none. New ones hold zeros, and the
+first update of a buffer is not dampened."""
 
 
 class Settings(NamedTuple):
-    """What a step of gradient descent takes from a group of parameters."""
+    """The settings of one parameter group for a step of gradient descent."""
 
     lr: float
     momentum: float
@@ -86,10 +89,13 @@ class Settings(NamedTuple):
 
 
 class Step(Protocol):
-    """A step of an optimizer, whose tensors were found and checked once. :class:`~normclip._core.Step` is one."""
+    """An optimizer step whose tensors have been checked. :class:`~normclip._core.Step` is one."""
 
     def norm(self) -> AnyNorm:
         """The L2 norm of all gradients."""
 
     def step_(self, coefficient: Any, settings: list[Settings]) -> list[Any]:
-        """Take it, with the gradients times the coefficient and the settings of each group. Returns the tensors to be marked as written."""
+        """Update the parameters, with gradients multiplied by the coefficient and the settings of each group.
+
+        Returns the tensors to pass to ``mark_written``.
+        """

@@ -1,8 +1,13 @@
-"""What the ranks of a group send each other: one row of 16 float64 each, gathered by all and merged by all in the order of the ranks.
+"""Collectives over the ranks of a process group: each rank sends one row of 16 float64, and each gathers and merges the rows of all.
 
-So every rank computes the same bits from the same rows. A row is what the sender could not do (0, or 1 + the rank that failed), whether it
-has float64 tensors, a digest of what its further rows describe, and 13 numbers: those of :meth:`normclip.Moments.to_array`, or for other
-orders than 1, 2 and inf the norm and whether there are elements. Torch is imported by what sends, not by what merges.
+All ranks merge the same rows in rank order, so all compute the same bits. The columns of a row:
+
+- FAILED: 0, or 1 + the number of a rank that raised an error.
+- DOUBLE: 1 if the sender has float64 tensors, else 0.
+- DIGEST: a digest of the sender's list of tensors, where the ranks must list the same ones; else 0.
+- 13 numbers: :meth:`normclip.Moments.to_array`, or for norms of orders other than 1, 2 and inf the norm and 1 if there are elements.
+
+Only the functions that send import torch.
 """
 
 from __future__ import annotations
@@ -28,16 +33,16 @@ WIDTH = HEAD + len(MOMENTS)
 """Numbers in a row: 128 bytes."""
 
 DIFFERENT = -1.0
-"""The digest of ranks whose digests differ."""
+"""The digest of a merged row whose ranks sent different digests."""
 
 
 def merged_moments(rows: Array) -> Array:
-    """Rows of moments, merged in order."""
+    """Merge rows of moments, in their order."""
     return sum((Moments.from_array(row) for row in rows.tolist() if row[0] > 0.0), Moments()).to_array()
 
 
 def merged_norms(order: float) -> Merge:
-    """Merges the norms of parts into that of the whole."""
+    """A function that merges rows of norms."""
 
     def merge(rows: Array) -> Array:
         found = np.zeros(len(MOMENTS))
@@ -51,17 +56,17 @@ def merged_norms(order: float) -> Merge:
 
 
 def merged(rows: Array, merge: Merge) -> Array:
-    """The rows of all ranks as one."""
+    """Merge the rows of all ranks into one."""
     failed, digests = rows[:, FAILED], rows[:, DIGEST]
     head = [failed[np.flatnonzero(failed)[0]] if failed.any() else 0.0, rows[:, DOUBLE].max()]
     return np.array([*head, digests[0] if (digests == digests[0]).all() else DIFFERENT, *merge(rows[:, HEAD:])])
 
 
 def gathered(rows: Array, group: ProcessGroup) -> Array:
-    """The rows of all ranks of a group, in their order: an array of one more dimension.
+    """Gather the rows of all ranks of a group, in rank order, along a new first dimension. A collective.
 
     Raises:
-        RuntimeError: A rank is gone, or has not come within the group's timeout.
+        RuntimeError: A rank has died, or has not joined within the group's timeout.
     """
     import torch
     import torch.distributed as dist
@@ -71,15 +76,15 @@ def gathered(rows: Array, group: ProcessGroup) -> Array:
         return rows[None]
     mine = torch.from_numpy(np.ascontiguousarray(rows).reshape(-1)).to(_device_of(group))
     all_ranks = mine.new_empty(size * mine.numel())
-    # If this raises, both tensors may go: gloo has withdrawn its buffers by then, which waits for its I/O thread to let go of them, and the
-    # work that failed holds the tensors until its own thread is done with it.
+    # If this raises, both tensors may be freed: gloo has unregistered their buffers by then, after its I/O thread has released them, and
+    # the failed work object keeps the tensors alive until its own thread has finished.
     dist.all_gather_into_tensor(all_ranks, mine, group=group)
     found: Array = all_ranks.cpu().numpy()
     return found.reshape(size, *rows.shape)
 
 
 def _device_of(group: ProcessGroup) -> torch.device:
-    """Where the group's collectives take tensors: the CPU, if they do there."""
+    """The device on which the group's collectives expect tensors: the CPU if the group has a CPU backend."""
     import torch
     import torch.distributed as dist
 
@@ -88,14 +93,14 @@ def _device_of(group: ProcessGroup) -> torch.device:
 
 
 def along(row: Array, groups: Sequence[ProcessGroup], merge: Merge) -> Array:
-    """A row of this rank, merged with those of all ranks along each group in turn."""
+    """Merge this rank's row with those of the other ranks along each group in turn. A collective."""
     for group in groups:
         row = merged(gathered(row, group), merge)
     return row
 
 
 def merged_each(table: Array, groups: Sequence[ProcessGroup]) -> Array:
-    """A table of moments, each row merged with that of all ranks along each group in turn."""
+    """Merge each row of a table of moments with the same row of the other ranks, along each group in turn. A collective."""
     for group in groups:
         tables = gathered(table, group)
         table = np.array([merged_moments(tables[:, index]) for index in range(len(table))]).reshape(-1, len(MOMENTS))
@@ -103,12 +108,12 @@ def merged_each(table: Array, groups: Sequence[ProcessGroup]) -> Array:
 
 
 def check_member(group: Any) -> None:
-    """Refuse a group that this process is no rank of.
+    """Check that this process belongs to a process group.
 
     Raises:
-        ValueError: It is not.
+        ValueError: It does not.
     """
     import torch.distributed as dist
 
     if dist.get_rank(group) < 0:
-        raise ValueError("this process is no member of a process group that it was given: pass the groups that it belongs to")
+        raise ValueError("this process is not a member of one of the process groups: pass only groups that it belongs to")

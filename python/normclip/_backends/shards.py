@@ -1,13 +1,13 @@
-"""Tensors of which other ranks hold parts: DTensors, and tensors whose norm is taken together with those of other ranks.
+"""Batches of tensors that are spread over ranks: DTensors, and any tensors along process groups.
 
-Each rank measures its own shards, and the rows of :mod:`normclip._backends.ranks` join them. Tensors are counted where they live:
+Each rank measures its own shards, and collectives of :mod:`normclip._backends.ranks` merge the results:
 
-- DTensors on their mesh, by one collective for any number of tensors, and where the mesh replicates them on the first replica alone.
-- Others as each rank has them, without a collective: beside DTensors they are replicas.
-- The sum of both, along each process group that was passed, from every rank of it.
+- DTensors are merged over the ranks of their mesh, by one collective for all tensors of a mesh. Of replicas, only the first is counted.
+- Other tensors are counted as this rank has them, without a collective: beside DTensors they are taken for replicas.
+- The sum of both is merged over the ranks of each process group that was passed.
 
-All ranks take part in all collectives, whatever happens on one: what it cannot do, it says in its row, and then all raise. Nothing has been
-written by then. To change tensors takes no collective: each rank changes its shards.
+Every rank takes part in every collective, even after an error of its own: it sends the error in its row, and then all ranks raise. Nothing
+has been written by then. Changing tensors takes no collective: each rank changes its own shards.
 """
 
 from __future__ import annotations
@@ -43,49 +43,53 @@ from normclip._backends.ranks import (
 )
 from normclip._core import MOMENTS, NORMS, Moments, listed
 
-# A mesh of several dimensions that spans the whole world is gathered at once up to this size. Larger ones, and parts of the world, are
-# gathered dimension by dimension, where a rank receives the sum of their sizes and not the product.
+# Rows of a mesh that spans all processes are gathered by one collective if the mesh has at most this many ranks. Others are gathered one
+# mesh dimension after the other, where a rank receives as many rows as the sum of the dimensions' sizes, not their product.
 _AT_ONCE = 1024
 
-_PLAIN = 0
-"""The home of tensors that are on no mesh. The meshes are numbered from 1."""
+_NO_MESH = 0
+"""The mesh number of tensors that are not DTensors. Meshes are numbered from 1."""
 
 
 class Shards:
-    """A :class:`~normclip._backends.protocol.Batch` of tensors of which other ranks hold parts. Figures are those of the whole.
+    """A :class:`~normclip._backends.protocol.Batch` of this rank's shards, whose norms and statistics are those of the whole tensors.
 
-    ``norm``, ``statistics`` and ``each`` are collectives: all ranks call them, in the same order.
+    ``norm``, ``statistics`` and ``each`` are collectives: all ranks must call them, in the same order. An error while the batch is made is
+    kept and raised by the first of them, when the other ranks know of it.
     """
 
     is_torch = True
 
     def __init__(self, given: Any, *, grads: bool, writable: bool, process_groups: Sequence[ProcessGroup]) -> None:
-        self._along = list(process_groups)
-        for group in self._along:
+        self._process_groups = list(process_groups)
+        for group in self._process_groups:
             check_member(group)
+        # By the names of its groups, each mesh's groups to gather along. Its place in this dict, from 1, is its mesh number.
         self._meshes: dict[tuple[str, ...], list[ProcessGroup]] = {}
+        # By the identity of a mesh object, its mesh number and this rank's coordinate.
         self._places: dict[int, tuple[int, tuple[int, ...]]] = {}
-        self._homes: list[int] = []
+        # For each tensor: its mesh number, whether this rank's replica is counted, what is measured here, and the shape of the whole.
+        self._mesh_numbers: list[int] = []
         self._counts: list[bool] = []
         self._measured: list[Any] = []
         self._shapes: list[tuple[int, ...]] = []
-        self._wrappers: dict[int, DTensor] = {}
-        self._reduced = False
+        self._wrappers: dict[int, DTensor] = {}  # by the identity of its local tensor
+        self._reduced = False  # whether a Partial DTensor was reduced, so that what is read differs from what is written
         self._device = torch.device("cpu")
         self._read = self._write = local.collect([], grads=False)
-        self._double, self._same = False, True
+        self._double, self._same_lists = False, True
         self._total = Moments()
         self._each: list[Moments] = []
         self._error: Exception | None = None
         try:
             with torch.no_grad():
-                self._take(listed(given, grads=grads), grads=grads, writable=writable)
-        except Exception as error:  # raised when the other ranks know of it
+                self._collect(listed(given, grads=grads), grads=grads, writable=writable)
+        except Exception as error:
             self._error = error
 
-    def _take(self, items: list[Any], *, grads: bool, writable: bool) -> None:
+    def _collect(self, items: list[Any], *, grads: bool, writable: bool) -> None:
         tensors = [getattr(item, "grad", None) if grads else item for item in items]
-        # Those of parameters without a gradient as well: their ranks are waited for.
+        # Also the meshes of parameters without a gradient: their other ranks wait for this one.
         for pair in zip(items, tensors, strict=True):
             for holder in pair:
                 if isinstance(holder, DTensor):
@@ -94,16 +98,16 @@ class Shards:
 
         to_read, to_write = list(items), list(items)
         for index, tensor in enumerate(tensors):
-            whole, home, counts = tensor, _PLAIN, True
+            whole, mesh_number, counts = tensor, _NO_MESH, True
             if isinstance(tensor, DTensor):
-                home, coordinate = self._place(tensor.device_mesh)
+                mesh_number, coordinate = self._place(tensor.device_mesh)
                 placements = tensor.placements
                 partial = any(placement.is_partial() for placement in placements)
                 shard = _local(tensor)
                 whole = _local(_reduced(tensor)) if partial else shard
-                # What is Partial has been reduced, to replicas. Of these the first counts.
-                copied = (placement.is_replicate() or placement.is_partial() for placement in placements)
-                counts = not any(at and copy for at, copy in zip(coordinate, copied, strict=True))
+                # Reducing a Partial placement makes replicas. Only the first replica, at coordinate 0, is counted.
+                replicated = (placement.is_replicate() or placement.is_partial() for placement in placements)
+                counts = not any(at and copy for at, copy in zip(coordinate, replicated, strict=True))
                 to_read[index], to_write[index] = (SimpleNamespace(grad=part) if grads else part for part in (whole, shard))
                 self._wrappers[id(shard)] = tensor
                 self._reduced |= partial
@@ -112,18 +116,18 @@ class Shards:
                 continue
             self._measured.append(whole)
             self._shapes.append(tuple(getattr(tensor, "shape", ())))
-            self._homes.append(home)
+            self._mesh_numbers.append(mesh_number)
             self._counts.append(counts)
         self._write = local.collect(to_write, grads=grads, writable=writable)
         self._read = local.collect(to_read, grads=grads) if self._reduced else self._write
 
     def _place(self, mesh: DeviceMesh) -> tuple[int, tuple[int, ...]]:
-        """The number of a mesh, and where this rank is on it."""
+        """The mesh number and this rank's coordinate on the mesh."""
         place = self._places.get(id(mesh))
         if place is None:
             coordinate = mesh.get_coordinate()
             if coordinate is None:
-                place = _PLAIN, (0,) * mesh.ndim  # such a rank has an empty shard, and no group to gather along
+                place = _NO_MESH, (0,) * mesh.ndim  # not a rank of the mesh: its shard is empty, and it has no group to gather along
             else:
                 groups = _groups_of(mesh)
                 names = tuple(group.group_name for group in groups)
@@ -134,7 +138,7 @@ class Shards:
 
     @property
     def is_double(self) -> bool:
-        """Whether any rank has float64 tensors. Known once something was measured."""
+        """Whether any rank has float64 tensors. False until a norm or statistics have been computed."""
         return self._double
 
     @property
@@ -144,7 +148,7 @@ class Shards:
     def __len__(self) -> int:
         return len(self._write)
 
-    # ---- Measuring, with the other ranks ----
+    # ---- Measuring (collectives) ----
 
     def norm(self, order: float) -> float | Norm:
         if order in NORMS:
@@ -157,47 +161,46 @@ class Shards:
         return Norm(exact, exact.to(torch.float64 if self.is_double else torch.float32))
 
     def statistics(self, groups: list[int] | None = None, *, finite_only: bool = False) -> tuple[Moments, list[Moments], bytes]:
-        """As for any batch, but the table has the figures of this rank's shards."""
+        """As for any batch, except that the table describes this rank's shards, not the whole tensors."""
         table = b""
 
         def measure() -> list[Array]:
             nonlocal table
             _, self._each, table = self._read.statistics(list(range(len(self._read))), finite_only=finite_only)
-            return self._merged(self._homes, 1 + len(self._meshes))
+            return self._merged(self._mesh_numbers, 1 + len(self._meshes))
 
         total = self._sum(measure, float(zlib.crc32(repr((self._shapes, groups)).encode())))
         if groups is not None:
-            self._check_same()
+            self._check_same_lists()
         if not groups:
             return total, [], table
         labels = 1 + max(groups)
-        cells = [home * labels + group for home, group in zip(self._homes, groups, strict=True)]
+        cells = [mesh_number * labels + group for mesh_number, group in zip(self._mesh_numbers, groups, strict=True)]
         tables = np.array(self._merged(cells, (1 + len(self._meshes)) * labels)).reshape(-1, labels, len(MOMENTS))
         whole = np.array([tables[0], *map(merged_each, tables[1:], self._meshes.values())])
         return total, [Moments.from_array(merged_moments(whole[:, label])) for label in range(labels)], table
 
     def each(self) -> list[Moments]:
-        """Of each whole tensor, what ``statistics`` has found."""
-        self._check_same()
-        rows = np.array(
-            [moments.to_array() if counts else np.zeros(len(MOMENTS)) for moments, counts in zip(self._each, self._counts, strict=True)]
-        )
-        for home, groups in enumerate(self._meshes.values(), 1):
-            here = [index for index, at in enumerate(self._homes) if at == home]
+        """The moments of each whole tensor, from the shards that the last ``statistics`` call has measured."""
+        self._check_same_lists()
+        counted = zip(self._each, self._counts, strict=True)
+        rows = np.array([moments.to_array() if counts else np.zeros(len(MOMENTS)) for moments, counts in counted])
+        for mesh_number, groups in enumerate(self._meshes.values(), 1):
+            here = [index for index, at in enumerate(self._mesh_numbers) if at == mesh_number]
             if here:
                 rows[here] = merged_each(rows[here], groups)
-        # A repetition was counted as nothing, and reads like the tensor that it repeats.
+        # A tensor that is listed again has empty moments: return those of its first occurrence.
         first_of: dict[int, int] = {}
         return [Moments.from_array(rows[first_of.setdefault(id(tensor), index)]) for index, tensor in enumerate(self._measured)]
 
     def nonfinite(self) -> list[tuple[str, int, int]]:
-        """Those of this rank; if it has none, the number on the others."""
+        """The non-finite tensors of this rank; if it has none, one entry with the counts of the other ranks."""
         found = self._write.nonfinite()
         others = self._total.nans + self._total.infs > 0
         return found or ([("on other ranks", self._total.nans, self._total.infs)] if others else [])
 
     def fail(self, error: Exception) -> NoReturn:
-        """Raise an error of this rank, once all ranks know of it."""
+        """Tell the other ranks of an error of this rank, then raise it. A collective."""
         self._error = self._error or error
         self._sum(list)
         raise error
@@ -207,11 +210,19 @@ class Shards:
         return self._total
 
     def _agreed(self, measure: Callable[[], list[Array]], merge: Merge, digest: float = 0.0) -> Array:
-        """What this rank measures, of plain tensors and of each mesh, merged with what the others do.
+        """Merge this rank's rows, one for plain tensors and one for each mesh, with those of all other ranks.
+
+        Args:
+            measure: Returns these rows; not called after an error of this rank.
+            merge: Merges rows.
+            digest: A digest of the list of tensors, if the ranks of a mesh must list the same; else 0.
+
+        Returns:
+            The 13 numbers of the merged row.
 
         Raises:
-            Exception: This rank has failed: what it has failed with.
-            RuntimeError: Another rank has.
+            Exception: The error of this rank, if it had one.
+            RuntimeError: Another rank had one.
         """
         parts = [np.zeros(len(MOMENTS))] * (1 + len(self._meshes))
         if self._error is None:
@@ -224,23 +235,23 @@ class Shards:
         same = True
         for groups, part in zip(self._meshes.values(), parts[1:], strict=True):
             row = along(np.array([*head, *part]), groups, merge)
-            # What was learnt here is told on the next mesh. A digest is a mesh's own.
+            # Pass errors and dtypes of this mesh's ranks on to the next mesh. Digests are compared within a mesh only.
             head[:DIGEST] = row[:DIGEST].tolist()
             same = same and row[DIGEST] != DIFFERENT
             found.append(row[HEAD:])
-        row = along(np.array([*head, *merge(np.array(found))]), self._along, merge)
+        row = along(np.array([*head, *merge(np.array(found))]), self._process_groups, merge)
         self._double = bool(row[DOUBLE])
         if digest:
-            self._same = same
+            self._same_lists = same
         if self._error is not None:
             raise self._error
         if row[FAILED]:
-            raise RuntimeError(f"rank {row[FAILED] - 1:.0f} could not take its tensors, and no rank has changed any: see its own error")
+            raise RuntimeError(f"rank {row[FAILED] - 1:.0f} has raised an error, and no rank has changed its tensors: see that error")
         return row[HEAD:]
 
     def _sums(self) -> list[Array]:
         parts = 1 + len(self._meshes)
-        places = [home if counts else parts for home, counts in zip(self._homes, self._counts, strict=True)]
+        places = [mesh_number if counts else parts for mesh_number, counts in zip(self._mesh_numbers, self._counts, strict=True)]
         sums = [moments.to_array() for moments in self._read.statistics(places)[1]]
         return [*sums, *[np.zeros(len(MOMENTS))] * parts][:parts]
 
@@ -253,18 +264,20 @@ class Shards:
 
     def _norms(self, order: float) -> list[Array]:
         rows = []
-        for home in range(1 + len(self._meshes)):
-            places = zip(self._measured, self._homes, self._counts, strict=True)
-            tensors = [tensor for tensor, at, counts in places if at == home and counts]
+        for mesh_number in range(1 + len(self._meshes)):
+            places = zip(self._measured, self._mesh_numbers, self._counts, strict=True)
+            tensors = [tensor for tensor, at, counts in places if at == mesh_number and counts]
             elements = any(math.prod(tensor.shape) for tensor in tensors)
             rows.append(np.array([float(local.collect(tensors, grads=False).norm(order)), float(elements), *[0.0] * (len(MOMENTS) - 2)]))
         return rows
 
-    def _check_same(self) -> None:
-        if not self._same:
-            raise ValueError("the ranks list different tensors: for figures of tensors or groups, list the same on all, in the same order")
+    def _check_same_lists(self) -> None:
+        if not self._same_lists:
+            raise ValueError(
+                "the ranks list different tensors: for statistics of tensors or groups, pass the same list on all ranks, in the same order"
+            )
 
-    # ---- Changing, each rank for itself ----
+    # ---- Changing (no collectives) ----
 
     def clip_(self, limit: float, norm: Any, epsilon: float) -> list[Any]:
         return self._written(self._targets.clip_(limit, float(norm), epsilon))
@@ -289,7 +302,7 @@ class Shards:
     def check_elementwise(self) -> None:
         if self._reduced:
             raise TypeError(
-                "a DTensor has a Partial placement, so its single elements are not known: reduce it with .redistribute(), or scale it"
+                "a DTensor has a Partial placement, so the values of its elements are unknown: reduce it with .redistribute(), or scale it"
             )
         self._targets.check_elementwise()
 
@@ -304,7 +317,7 @@ class Shards:
 
 
 def _groups_of(mesh: DeviceMesh) -> list[ProcessGroup]:
-    """The groups along which to gather on a mesh."""
+    """The process groups along which the rows of a mesh's ranks are gathered, in this order."""
     world = dist.group.WORLD
     if world is not None and mesh.ndim > 1 and mesh.size() == dist.get_world_size() <= _AT_ONCE:
         return [world]
@@ -312,15 +325,15 @@ def _groups_of(mesh: DeviceMesh) -> list[ProcessGroup]:
 
 
 def _local(tensor: DTensor) -> Any:
-    """The shard itself. Without gradients being enabled."""
+    """This rank's shard, as a plain tensor. To be called under ``no_grad``, where ``to_local`` records nothing."""
     shard = tensor.to_local()
-    wait = getattr(shard, "wait", None)  # what a collective that still runs will fill
+    wait = getattr(shard, "wait", None)  # an AsyncCollectiveTensor is filled by a collective that may still run
     return shard if wait is None else wait()
 
 
 def _reduced(tensor: DTensor) -> DTensor:
-    """The tensor with replicas where it had parts to be summed, as the weights of norms have in sequence parallel training."""
+    """The tensor with Partial placements reduced to replicas. Weights of norm layers have Partial gradients in sequence parallelism."""
     operations = {getattr(placement, "reduce_op", None) for placement in tensor.placements if placement.is_partial()}
     if not operations <= {"sum", "avg"}:
-        raise TypeError(f"a DTensor has placements {tensor.placements}: of Partial ones normclip takes those that are summed or averaged")
+        raise TypeError(f"a DTensor has placements {tensor.placements}: of Partial ones only sums and averages are supported")
     return tensor.redistribute(placements=[Replicate() if placement.is_partial() else placement for placement in tensor.placements])

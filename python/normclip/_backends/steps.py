@@ -1,4 +1,7 @@
-"""Steps of SGD on tensors that are not, or not all, in CPU memory, by torch operations. Nothing waits for a device."""
+"""Optimizer steps of gradient descent on tensors that are not all in CPU memory, by torch operations that do not wait for a device.
+
+Rounds after every operation, as :class:`torch.optim.SGD` does.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from normclip._backends.protocol import AnyNorm, Member, Served, Settings
 
 
 class DeviceStep:
-    """A :class:`~normclip._backends.protocol.Step` of tensors on any devices."""
+    """A :class:`~normclip._backends.protocol.Step` on tensors of any devices."""
 
     def __init__(self, members: list[Member], served: Served) -> None:
         _core.Step.check(members)
@@ -24,15 +27,16 @@ class DeviceStep:
         return self._gradients.norm(2.0)
 
     def step_(self, coefficient: float | Tensor, settings: list[Settings]) -> list[Any]:
-        alike: dict[tuple[Any, ...], list[tuple[Tensor, Tensor, Tensor | None]]] = {}
+        # Grouped, as torch's foreach operations take tensors of one device, one dtype and the same settings.
+        grouped: dict[tuple[Any, ...], list[tuple[Tensor, Tensor, Tensor | None]]] = {}
         for number, _, parameter, gradient, states, new in self._members:
-            # A new buffer takes all of the first direction.
+            # The first update of a momentum buffer is not dampened.
             group = settings[number]._replace(dampening=0.0) if new else settings[number]
-            alike.setdefault((group, parameter.device, parameter.dtype), []).append((parameter, gradient, states[0] if states else None))
-        for (group, device, dtype), triples in alike.items():
+            grouped.setdefault((group, parameter.device, parameter.dtype), []).append((parameter, gradient, states[0] if states else None))
+        for (group, device, dtype), triples in grouped.items():
             factor = torch.as_tensor(coefficient, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
             _step(triples, factor.to(device, non_blocking=True), group)
-        return []  # torch's operations have raised the version counters
+        return []  # nothing to mark as written: torch's operations have raised the version counters
 
 
 def _step(triples: list[tuple[Tensor, Tensor, Tensor | None]], coefficient: Tensor, group: Settings) -> None:

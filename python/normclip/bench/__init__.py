@@ -1,4 +1,4 @@
-"""Speed and error of normclip beside torch, on this machine: what `normclip bench` runs.
+"""Measures the speed and the error of normclip and of torch on this machine: what `normclip bench` runs.
 
 Needs the extra `cli`: `pip install 'normclip[cli]'`.
 """
@@ -17,7 +17,7 @@ from normclip.bench.workloads import FULL, QUICK
 __all__ = ["Report", "Row", "WrongAnswerError", "run"]
 
 Progress = Callable[[int, int, str], None]
-"""Told before each step how many rows are done, how many there are, and what comes next."""
+"""Called before each step with the number of rows done, the number of all rows, and a label for the step."""
 
 
 def run(
@@ -30,14 +30,14 @@ def run(
     """Measure every row and report.
 
     Args:
-        quick: small gradients and few rounds, to see that everything works. The times mean little.
-        threads: how many threads both contenders use; their own choice if None.
-        command: how this run was asked for, for the report.
-        progress: told what is being measured.
+        quick: Use small gradients and few rounds, to see that everything works. The times mean little.
+        threads: The number of threads of torch and normclip; None leaves the choice to each.
+        command: The command line to show in the report.
+        progress: Called before each step.
 
     Raises:
-        ValueError: if ``threads`` is not one of those that :func:`normclip.set_num_threads` takes; nothing is set.
-        WrongAnswerError: if an answer of normclip's is wrong; nothing of that row has been timed.
+        ValueError: :func:`normclip.set_num_threads` does not accept ``threads``. Nothing is set.
+        WrongAnswerError: normclip returned a wrong result. No time of that row has been measured.
     """
     if threads is not None:
         normclip.set_num_threads(threads)
@@ -53,6 +53,6 @@ def run(
         for operation in workload.operations:
             progress(len(rows), total, f"{workload.name}: {operation.label}")
             rows.append(measure(workload.name, gradients, operation, budget))
-        del gradients  # the next ones need the memory
+        del gradients  # frees the memory for the next workload
     progress(total, total, "done")
     return make_report(rows, command, other_load.share())

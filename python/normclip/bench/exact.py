@@ -1,8 +1,8 @@
-"""The reference that both contenders are judged by: float64 in NumPy, no code shared with normclip or torch's norms.
+"""The exact reference for the norms of torch and normclip: float64 in NumPy, sharing no code with either.
 
 Input: tensors of any floating dtype. Each chunk is widened to float64, where the powers of float32 and narrower
-values are exact or nearly so, and summed pairwise by NumPy; `math.fsum` adds the chunks without rounding. The
-relative error stays near 1e-16 at any size.
+values are exact or nearly so, and summed pairwise by NumPy; `math.fsum` adds the sums of the chunks and rounds
+once. The relative error is near 1e-16 at any size.
 """
 
 import math
@@ -13,11 +13,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-_CHUNK = 65536  # widened to float64, half a megabyte: stays in cache
+_CHUNK = 65536  # elements; half a megabyte when widened to float64, which stays in cache
 
 
 def exact_norm(tensors: Iterable[Tensor], order: float) -> float:
-    """The norm over all values of all tensors, for `order` infinity or a positive whole number."""
+    """The norm of all elements of all tensors. `order` is infinity or a positive whole number."""
     if math.isinf(order):
         return max(float(chunk.max()) for chunk in _magnitudes(tensors))
     power_sum = math.fsum(_power_sum(chunk, int(order)) for chunk in _magnitudes(tensors))
@@ -25,7 +25,7 @@ def exact_norm(tensors: Iterable[Tensor], order: float) -> float:
 
 
 def relative_error(value: float, exact: float) -> float:
-    """How far `value` is from `exact`, as a share of `exact`."""
+    """|value − exact| / exact."""
     return abs(value - exact) / exact
 
 

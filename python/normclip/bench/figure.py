@@ -1,4 +1,4 @@
-"""A run as one figure: how much faster, and beside it how much more exact."""
+"""The figure of a benchmark run: speedups, and beside them relative errors."""
 
 from itertools import groupby
 from pathlib import Path
@@ -16,7 +16,7 @@ from normclip.bench.report import Report, duration, ratio_text, short_dtype
 _MOST_ROWS = 14
 _PAD = 6.0  # points between the axis and its labels
 _TORCH, _NORMCLIP = "#f0883e", "#0969da"
-_EXACT = 1e-10  # an error of zero has no place on a log axis: anything smaller is drawn here
+_EXACT = 1e-10  # smaller errors are drawn at this value, as a logarithmic axis has no place for 0
 _STYLE: dict[Any, Any] = {
     **STYLE,
     "axes.edgecolor": FAINT,
@@ -59,7 +59,7 @@ def _caption(report: Report) -> str:
 
 
 def _layout(rows: tuple[Row, ...]) -> tuple[list[float], dict[float, str]]:
-    """Where each row lies, from the top, and the heading of each group of rows by its place."""
+    """The vertical position of each row, from the top, and the heading of each group of rows by its position."""
     places: list[float] = []
     headings: dict[float, str] = {}
     place = 0.0
@@ -75,7 +75,7 @@ def _layout(rows: tuple[Row, ...]) -> tuple[list[float], dict[float, str]]:
 def _draw_speed(axes: Axes, rows: tuple[Row, ...], places: list[float]) -> None:
     ratios = [row.ratio for row in rows]
     colors = [_NORMCLIP if ratio >= 1.0 else _TORCH for ratio in ratios]
-    # On a log axis a bar starts at 1×, where both are equally fast: to the right normclip is faster.
+    # Bars start at 1×, where both are equally fast, and extend to the right if normclip is faster.
     axes.barh(places, [ratio - 1.0 for ratio in ratios], left=1.0, height=0.68, color=colors)
     axes.axvline(1.0, color=INK, linewidth=1.0)
     for row, place in zip(rows, places, strict=True):
@@ -95,8 +95,9 @@ def _draw_error(axes: Axes, rows: tuple[Row, ...], places: list[float]) -> None:
     torch_errors = [max(row.torch_error, _EXACT) for row in rows]
     normclip_errors = [max(row.normclip_error, _EXACT) for row in rows]
     axes.hlines(places, torch_errors, normclip_errors, color=FAINT, linewidth=1.5, zorder=1)
+    # normclip's marker is smaller, so that both are visible if the errors are equal.
     axes.scatter(torch_errors, places, s=44, color=_TORCH, label="torch", zorder=2)
-    axes.scatter(normclip_errors, places, s=22, color=_NORMCLIP, label="normclip", zorder=2)  # inside torch's if equal
+    axes.scatter(normclip_errors, places, s=22, color=_NORMCLIP, label="normclip", zorder=2)
     axes.set_xscale("log")
     axes.set_xlim(_EXACT / 3, max(1e-1, *torch_errors) * 3)
     axes.xaxis.set_major_locator(FixedLocator([_EXACT, 1e-8, 1e-6, 1e-4, 1e-2]))

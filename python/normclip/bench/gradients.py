@@ -1,4 +1,4 @@
-"""Gradients to measure: their tensors, parameters that carry them, and the way back to the values they began with."""
+"""The gradients of a workload, with parameters that hold them and a copy to restore them from."""
 
 import math
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from normclip.bench.exact import exact_norm
 # torch and normclip divide by norm + 1e-6. Above this norm that changes the result by less than 0.1 %, so the norm
 # after a clipping call is `max_norm` without measuring it again.
 _SMALLEST_NORM = 1e-3
-_CHUNK = 65536  # compared in float64, half a megabyte: stays in cache
+_CHUNK = 65536  # elements compared at once; half a megabyte in float64, which stays in cache
 
 
 class Gradients:
@@ -20,7 +20,7 @@ class Gradients:
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         self.tensors = list(tensors)
         self.pristine = [tensor.clone() for tensor in self.tensors]
-        # Only `.grad` is ever looked at: parameters left uninitialised never touch their pages.
+        # Clipping reads only `.grad`, so uninitialized parameters suffice, whose memory pages are never touched.
         self.parameters = [nn.Parameter(torch.empty_like(tensor)) for tensor in self.tensors]
         for parameter, tensor in zip(self.parameters, self.tensors, strict=True):
             parameter.grad = tensor
@@ -29,36 +29,36 @@ class Gradients:
 
     @property
     def elements(self) -> int:
-        """How many values there are."""
+        """The number of elements."""
         return sum(tensor.numel() for tensor in self.tensors)
 
     @property
     def nbytes(self) -> int:
-        """How many bytes one pass reads."""
+        """The number of bytes that one pass reads."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors)
 
     @property
     def halvings(self) -> int:
-        """How many times the pristine values can be halved before they must be restored."""
+        """How many times the gradients can be halved before they must be restored."""
         return max(1, int(math.log2(self.exact_norm(2.0) / _SMALLEST_NORM)))
 
     def exact_norm(self, order: float) -> float:
-        """The norm of the pristine values, computed once for each order."""
+        """The norm of the original gradients, computed once for each order."""
         if order not in self._exact:
             self._exact[order] = exact_norm(self.pristine, order)
         return self._exact[order]
 
     def restore(self) -> None:
-        """Write the pristine values back."""
+        """Write the original values back."""
         torch._foreach_copy_(self.tensors, self.pristine)
         self._norm = self.exact_norm(2.0)
 
     def are_pristine_times(self, coefficient: float) -> bool:
-        """Whether every value is the pristine one times `coefficient`, itself known to 1e-12, rounded once."""
+        """Whether every element is the original one times `coefficient`, rounded once; `coefficient` may be off by 1e-12."""
         if coefficient == 1.0:
             return all(map(torch.equal, self.tensors, self.pristine))
         limits = torch.finfo(self.tensors[0].dtype)
-        relative, absolute = limits.eps + 1e-12, limits.eps * limits.tiny  # the latter among subnormal values
+        relative, absolute = limits.eps + 1e-12, limits.eps * limits.tiny  # `absolute` is the spacing of subnormal numbers
         for tensor, before in zip(self.tensors, self.pristine, strict=True):
             chunks = (torch.split(whole.view(-1), _CHUNK) for whole in (tensor, before))
             for found, value in zip(*chunks, strict=True):
@@ -68,10 +68,10 @@ class Gradients:
         return True
 
     def halving_limits(self, count: int) -> list[float]:
-        """The next `count` values of `max_norm`, each half the norm that the call before it leaves behind.
+        """The next `count` values of `max_norm`, each half the norm before its call, so that every clipping call scales.
 
-        Every one of these calls has to scale. The pristine values come back first where `count` halvings would
-        make the norm too small to be known without measuring.
+        The gradients are restored first if `count` halvings would make the norm so small that it no longer equals the
+        limit after clipping: see `_SMALLEST_NORM`.
         """
         if self._norm * 0.5**count < _SMALLEST_NORM:
             self.restore()

@@ -1,4 +1,4 @@
-"""What a figure's reader has to know about the machine: its CPU, and whether anything else kept it busy."""
+"""Facts about the machine for the report: its CPU, and the load by other programs."""
 
 import os
 import platform
@@ -7,23 +7,23 @@ from pathlib import Path
 
 
 def cpu_model() -> str:
-    """The CPU's own name for itself where the system tells, else its architecture."""
+    """The CPU's model name if the system reports it, else its architecture."""
     names = (line.partition(":")[2].strip() for line in _read("/proc/cpuinfo") if line.startswith("model name"))
     return next(names, platform.processor() or platform.machine())
 
 
 class OtherLoad:
-    """The share of the machine's CPU time that other programs have used since this object was made.
+    """Measures the share of the machine's CPU time that other programs use from the creation of this object on.
 
-    It matters more than one might think: OpenMP splits work evenly and waits for the slowest thread, so that a compiler
-    in the background can make torch ten times slower and any comparison with it worthless.
+    OpenMP splits work evenly and waits for the slowest thread, so a compiler in the background can make torch ten times
+    slower, and a comparison with it worthless.
     """
 
     def __init__(self) -> None:
         self._start = _cpu_seconds()
 
     def share(self) -> float | None:
-        """Between 0 and 1; None where the system does not tell."""
+        """The share, between 0 and 1; None if the system does not report CPU times."""
         end = _cpu_seconds()
         if self._start is None or end is None:
             return None
@@ -32,10 +32,10 @@ class OtherLoad:
 
 
 def _cpu_seconds() -> tuple[float, float, float] | None:
-    """Seconds of all CPUs since boot, those of them spent idle, and those that this process used."""
+    """The CPU time of all CPUs since boot, the idle part of it, and that of this process, in seconds."""
     for line in _read("/proc/stat"):
         if line.startswith("cpu "):
-            # user, nice, system, idle, iowait, irq, softirq, steal; what follows is contained in user and nice.
+            # user, nice, system, idle, iowait, irq, softirq, steal; the fields after these are contained in user and nice.
             per_second = os.sysconf("SC_CLK_TCK")
             seconds = [int(field) / per_second for field in line.split()[1:9]]
             return sum(seconds), seconds[3] + seconds[4], time.process_time()

@@ -1,4 +1,4 @@
-"""What one row of the report holds and how it comes about: answers are compared first, and only then timed."""
+"""Measures one row of the report: checks the results of torch and normclip first, and only then times them."""
 
 import dataclasses
 import statistics
@@ -16,18 +16,18 @@ from normclip.bench.gradients import Gradients
 from normclip.bench.timing import Budget, Call, alternate, median_ratio
 from normclip.bench.workloads import Operation
 
-_PAUSE_S = 0.02  # torch's workers spin for about 10 ms after each call; whoever comes next must not wait for them
-_TOLERANCE = 1e-6  # rounding to float32 alone costs up to 6e-8
-_ROUNDINGS = 1.01  # of what is rounded once
+_PAUSE_S = 0.02  # torch's worker threads spin for about 10 ms after a call, and would slow the next call down
+_TOLERANCE = 1e-6  # relative error of a norm; rounding to float32 alone gives up to 6e-8
+_ROUNDINGS = 1.01  # error of stored parameters, in units of the error of rounding once
 
 
 class WrongAnswerError(RuntimeError):
-    """normclip returned a wrong norm or wrote wrong gradients: there is nothing worth timing."""
+    """normclip returned a wrong norm or wrote wrong values."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One operation on one workload, as both contenders did it."""
+    """The measurements of one operation on one workload, for torch and normclip."""
 
     workload: str
     tensors: int
@@ -45,21 +45,21 @@ class Row:
     float64_error: float | None
     """Relative error of normclip's norm before rounding to that tensor; None for dtypes that NumPy lacks."""
     bytes: int
-    """What a call has to move: one read, two reads and a write where it scales, or what a step takes."""
+    """The bytes that a call moves: one read, two reads and a write if it scales, or the passes of an optimizer step."""
     gb_per_s: float
     """`bytes` over normclip's median time."""
     read_gb_per_s: float | None
-    """What a plain read of the same tensors reached in the same rounds; None where the call writes."""
+    """The bandwidth of a plain read of the same tensors in the same rounds; None if the call writes."""
     read_share: float | None
-    """Which share of that plain read's speed normclip reached."""
+    """normclip's bandwidth as a share of that of the plain read."""
     rounds: int
 
 
 def measure(workload: str, gradients: Gradients, operation: Operation, budget: Budget) -> Row:
-    """Check the answers of both contenders, then time them.
+    """Check the results of torch and normclip, then time both.
 
     Raises:
-        WrongAnswerError: if normclip's answer is wrong. What torch gets wrong is a result, and reported.
+        WrongAnswerError: normclip's result is wrong. Errors of torch are reported in the row.
     """
     contenders = _contenders(gradients, operation)
     torch_error = _norm_error(contenders["torch"], gradients, operation)
@@ -75,7 +75,7 @@ def measure(workload: str, gradients: Gradients, operation: Operation, budget: B
 
     max_calls = budget.max_calls
     if operation.after_matmul:
-        max_calls = 1  # only the first call meets spinning workers
+        max_calls = 1  # torch's worker threads spin during the first call only
     if operation.scales:
         max_calls = min(max_calls, max(1, gradients.halvings // len(contenders)))
     elif operation.passes is None:
@@ -137,7 +137,7 @@ def _arguments(gradients: Gradients, operation: Operation, count: int) -> list[f
 
 
 def _norm_error(call: Call, gradients: Gradients, operation: Operation) -> float:
-    """The error of the norm that one call on pristine gradients returns."""
+    """The relative error of the norm that one call on the original gradients returns."""
     gradients.restore()
     norm = call(_arguments(gradients, operation, 1)[0])
     assert isinstance(norm, (float, Tensor))
@@ -145,7 +145,7 @@ def _norm_error(call: Call, gradients: Gradients, operation: Operation) -> float
 
 
 def _coefficient(gradients: Gradients, operation: Operation) -> float:
-    """What a first call on pristine gradients has to multiply them by."""
+    """What a call on the original gradients has to multiply them by."""
     if operation.limit is None or not operation.scales:
         return 1.0
     norm = gradients.exact_norm(operation.order)

@@ -1,4 +1,4 @@
-"""What a run found, as a value, as JSON and as a table on the terminal."""
+"""The report of a benchmark run, as JSON and as a table on the terminal."""
 
 import dataclasses
 import json
@@ -22,12 +22,12 @@ from normclip import _core
 from normclip.bench.machine import cpu_model
 from normclip.bench.measure import Row
 
-_QUIET = 0.05  # a machine that is left alone stays below this
+_QUIET = 0.05  # the share of CPU time that other programs use on an idle machine is below this
 
 
 @dataclass(frozen=True)
 class Report:
-    """The rows of one run, with all one needs to know to compare them with another's."""
+    """The rows of one run, with all that is needed to compare them with those of another."""
 
     normclip: str
     torch: str
@@ -40,9 +40,9 @@ class Report:
     date: str
     command: str
     read_gb_per_s: float | None
-    """This machine's read bandwidth: a plain read of the largest workload."""
+    """This machine's read bandwidth, measured by a plain read of the largest workload."""
     other_load: float | None
-    """Share of the machine's CPU time that other programs used meanwhile; None where the system does not tell."""
+    """The share of the machine's CPU time that other programs used during the run; None if the system does not report it."""
     rows: tuple[Row, ...]
 
     def to_json(self) -> str:
@@ -51,7 +51,7 @@ class Report:
 
 
 def make_report(rows: Sequence[Row], command: str, other_load: float | None) -> Report:
-    """Put the rows beside what is known of this machine and of the versions in use."""
+    """Make a report of the rows, with facts about this machine and the versions in use."""
     reads = [(row.bytes, row.read_gb_per_s) for row in rows if row.read_gb_per_s is not None]
     return Report(
         normclip=normclip.__version__,
@@ -72,7 +72,7 @@ def make_report(rows: Sequence[Row], command: str, other_load: float | None) -> 
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[int, int, str], None]]:
-    """A progress bar on stderr, as a function for `run` to call."""
+    """A context manager that shows a progress bar on stderr, and yields the `progress` function of `run`."""
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("")
@@ -80,7 +80,7 @@ def progress_bar() -> Iterator[Callable[[int, int, str], None]]:
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Print what was measured on what, then one line a row."""
+    """Print the machine and the versions, then a table with one line for each row."""
     bandwidth = "" if report.read_gb_per_s is None else f" · reads {report.read_gb_per_s:.1f} GB/s"
     console.print(f"[bold]{report.cpu}[/] · {report.cores} cores · {report.threads} threads{bandwidth}")
     console.print(
@@ -116,7 +116,7 @@ def _table(rows: Sequence[Row]) -> Table:
                 f"{row.gb_per_s:.1f}",
                 "" if row.read_share is None else f"{row.read_share:.0%}",
             )
-            heading = ""  # named once a group
+            heading = ""  # only on the first row of a group
         table.add_section()
     return table
 
@@ -127,7 +127,7 @@ def short_dtype(name: str) -> str:
 
 
 def duration(milliseconds: float) -> str:
-    """Three digits or so, in milliseconds or microseconds."""
+    """A time with about three digits, in milliseconds or microseconds."""
     if milliseconds >= 1.0:
         return f"{milliseconds:.{0 if milliseconds >= 100 else 1}f} ms"
     return f"{milliseconds * 1e3:.{0 if milliseconds >= 0.1 else 1}f} µs"
@@ -139,5 +139,5 @@ def ratio_text(ratio: float) -> str:
 
 
 def error_text(error: float | None) -> str:
-    """`8e-04`; nothing where there is no such figure."""
+    """`8e-04`; empty for None."""
     return "" if error is None else "0" if error == 0 else f"{error:.0e}"

@@ -1,4 +1,4 @@
-"""Rows that tell more than one norm: what torch takes for it, and what normclip does. Each returns the L2 norm, to be checked."""
+"""The calls of rows that compute more than one norm, by torch and by normclip. Each returns the L2 norm, which is checked."""
 
 import math
 from functools import partial
@@ -14,7 +14,7 @@ from normclip.optim import ClippedSGD
 
 
 def torch_statistics(gradients: Gradients) -> float:
-    """Three norms, counts of zeros, NaN and infinities, and the sign-cosine, as one writes them in plain torch."""
+    """Three norms, counts of zeros, NaN and infinities, and the sign-cosine, in plain torch."""
     tensors = gradients.tensors
     l2 = torch.nn.utils.get_total_norm(tensors)
     l1 = torch.nn.utils.get_total_norm(tensors, 1.0)
@@ -27,7 +27,7 @@ def torch_statistics(gradients: Gradients) -> float:
 
 
 def torch_l1_and_l2(gradients: Gradients) -> float:
-    """The two norms of the sign-cosine alone."""
+    """Only the two norms that the sign-cosine needs."""
     torch.nn.utils.get_total_norm(gradients.tensors, 1.0)
     return torch.nn.utils.get_total_norm(gradients.tensors).item()
 
@@ -39,17 +39,17 @@ def torch_dot(gradients: Gradients) -> float:
 
 
 def normclip_l2(gradients: Gradients) -> float:
-    """The L2 norm alone, for the cost of the rest."""
+    """The L2 norm alone, to compare the cost of all statistics with."""
     return normclip.get_total_norm(gradients.tensors).item()
 
 
 def normclip_statistics(gradients: Gradients) -> float:
-    """All statistics of the whole."""
+    """All statistics of all gradients together."""
     return normclip.stats(gradients.tensors).l2
 
 
 def normclip_statistics_per_tensor(gradients: Gradients) -> float:
-    """All statistics of the whole and of each tensor."""
+    """All statistics of all gradients together, and of each tensor."""
     return normclip.stats(gradients.tensors, per_tensor=True).l2
 
 
@@ -59,9 +59,9 @@ def normclip_dot(gradients: Gradients) -> float:
 
 
 class Stepping:
-    """Clipping and gradient descent, each contender with its own optimizer on the same parameters.
+    """Clipping and a step of gradient descent. torch and normclip have an optimizer each, on the same parameters.
 
-    Both always clip: torch's clipping leaves gradients of norm 1, and normclip's limit is half of that.
+    Both always have to clip: torch's clipping leaves gradients of norm 1, and normclip's limit is half of that.
     """
 
     _LR = 1e-4
@@ -71,7 +71,7 @@ class Stepping:
         self._made: WeakKeyDictionary[Gradients, tuple[SGD, ClippedSGD]] = WeakKeyDictionary()
 
     def torch_step(self, gradients: Gradients) -> float:
-        """`clip_grad_norm_`, then the fused optimizer."""
+        """`clip_grad_norm_`, then a step of torch's fused optimizer."""
         sgd, _ = self._optimizers(gradients)
         norm = torch.nn.utils.clip_grad_norm_(gradients.parameters, 1.0, foreach=True)
         sgd.step()
@@ -84,7 +84,7 @@ class Stepping:
         return float(clipped.last_norm or 0.0)
 
     def error(self, gradients: Gradients) -> float:
-        """How far the parameters are from where a first step should lead, in units of half the last place of the parameters' type."""
+        """The largest error of the parameters after a first step, in units of half a unit in the last place."""
         before = [torch.linspace(-1.0, 1.0, tensor.numel(), dtype=tensor.dtype).view_as(tensor) for tensor in gradients.tensors]
         parameters = [nn.Parameter(value.clone()) for value in before]
         for parameter, gradient in zip(parameters, gradients.tensors, strict=True):

@@ -1,7 +1,7 @@
-"""How calls are timed: in turn, in one process.
+"""Times calls alternately, in one process.
 
-The machine drifts: frequencies, neighbours, caches. So the contenders alternate within every round and swap places
-from round to round, and a ratio is taken between calls of the same round before the median over rounds.
+The speed of a machine drifts with its clock frequency, other load and the state of caches. So every round times all
+contenders, in an order that is reversed from round to round, and ratios are taken within a round before their median.
 """
 
 import gc
@@ -12,17 +12,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 Call = Callable[[float], object]
-"""One timed call. Its argument is what may differ from call to call: the limit, or the order of a norm."""
+"""A call to time. Its argument, which may differ from call to call, is the limit of clipping or the order of a norm."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much time a contest may take, and how its samples are made."""
+    """How long to measure, and how long a sample is."""
 
     seconds: float
     min_rounds: int = 5
     sample_ns: int = 200_000
-    """Calls shorter than this are repeated within a sample, so that neither the clock nor a cold start decides."""
+    """Shorter calls are repeated to make a sample of about this length, so that the clock's resolution and cold caches matter little."""
     max_calls: int = 50
 
 
@@ -34,18 +34,18 @@ def alternate(
     budget: Budget,
     clock: Callable[[], int] = time.perf_counter_ns,
 ) -> dict[str, list[float]]:
-    """Time the contenders in turn, round after round.
+    """Time the contenders alternately, round after round.
 
     Args:
-        contenders: the calls to time, by name.
-        arguments: returns the arguments of the next n calls. Asked once a round for all contenders together, so
-            that whatever it does to the caches falls to the one that goes first, which changes every round.
-        settle: brings the machine into the state that a sample starts from; runs before every sample, untimed.
-        budget: when to stop, and how long a sample should be.
-        clock: nanoseconds, monotonic.
+        contenders: The calls to time, by name.
+        arguments: Returns the arguments of the next n calls. Called once a round for all contenders, so that its
+            effect on the caches is on the first contender, which is another one in the next round.
+        settle: Brings the machine into the state in which a sample starts. Called before every sample, untimed.
+        budget: When to stop, and how long a sample should be.
+        clock: A monotonic clock, in nanoseconds.
 
     Returns:
-        Nanoseconds a call, one list for each contender with one entry for each round.
+        For each contender, a list with the nanoseconds of one call in each round.
     """
     order = list(contenders)
 
@@ -63,7 +63,7 @@ def alternate(
         return elapsed
 
     with _garbage_collection_paused():
-        fastest = min(min(play_round(1).values()) for _ in range(2))  # this warms up, too
+        fastest = min(min(play_round(1).values()) for _ in range(2))  # these rounds also warm up
         calls = min(max(1, round(budget.sample_ns / max(1.0, fastest))), budget.max_calls)
         deadline = clock() + round(budget.seconds * 1e9)
         rounds: list[dict[str, float]] = []
@@ -73,7 +73,7 @@ def alternate(
 
 
 def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
-    """The median over rounds of the ratio within each round, which drift between rounds cannot reach."""
+    """The median over rounds of the ratio within each round, which drift from round to round does not affect."""
     return statistics.median(above / below for above, below in zip(numerators, denominators, strict=True))
 
 

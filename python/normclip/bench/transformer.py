@@ -1,4 +1,4 @@
-"""Real gradients: one backward pass of a small language model over the text of Python's own manual."""
+"""Real gradients, from one backward pass of a small language model on the text of Python's manual."""
 
 from pydoc_data.topics import topics
 
@@ -31,7 +31,7 @@ class _LanguageModel(nn.Module):
 
 
 def transformer_gradients(width: int, layers: int) -> list[Tensor]:
-    """The float32 gradients of one training step, the same ones every time and with torch's global seed untouched."""
+    """The float32 gradients of one training step, from a fixed seed. Leaves torch's global random state unchanged."""
     text = "".join(topics.values()).encode()[: _BATCH * (_CONTEXT + 1)]
     windows = torch.frombuffer(bytearray(text), dtype=torch.uint8).long().view(_BATCH, _CONTEXT + 1)
     with torch.random.fork_rng(devices=[]):

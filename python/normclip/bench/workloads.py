@@ -1,8 +1,8 @@
-"""What is measured: which gradients, and what is done to them.
+"""The workloads of the benchmark: gradients, and the operations that are measured on them.
 
-Two kinds of gradients. The transformer's are real: one backward pass over text from the standard library. The others
-take the parameter shapes of known models and fill them with Gaussian values, for speed depends on shapes and not on
-values, and a norm over Gaussian values shows rounding errors as plainly as any.
+The transformer's gradients are real, from one backward pass on text from the standard library. The others have the
+parameter shapes of known models and Gaussian values, as speed depends on shapes and not on values, and Gaussian values
+show rounding errors as well as any.
 """
 
 import math
@@ -21,34 +21,34 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Contest:
-    """Two calls that tell the same. Both return the L2 norm, to be checked."""
+    """Two equivalent calls. Both return the L2 norm, which is checked."""
 
     torch: Callable[[Gradients], float]
     normclip: Callable[[Gradients], float]
     error: Callable[[Gradients], float] | None = None
-    """What else has to be right before anything is timed: how far normclip is off, in units of the last rounding."""
+    """Returns the error of what normclip's call writes, in units of the error of rounding once. Checked before timing."""
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One call that both contenders make: measure a norm, clip to a limit, or something else that knows the norm."""
+    """One call by torch and by normclip: measure a norm, clip to a limit, or something else that computes the norm."""
 
     label: str
     order: float = 2.0
     limit: float | None = None
-    """`max_norm` as a multiple of the norm; None measures and does not clip."""
+    """`max_norm` as a multiple of the norm; None to measure without clipping."""
     after_matmul: bool = False
-    """Whether each call follows a matrix product at once, while torch's worker threads still spin."""
+    """Whether each call follows directly on a matrix product, while torch's worker threads still spin."""
     contest: Contest | None = None
-    """What each contender calls, where that is neither a norm nor a clipping."""
+    """The calls to compare, if they neither measure a norm nor clip."""
     reads: int = 1
-    """How many lists of tensors are read."""
+    """The number of lists of tensors that are read."""
     passes: int | None = None
-    """How many times normclip moves the bytes of the gradients, where it writes anything but them."""
+    """The number of bytes that normclip moves divided by that of the gradients, if it writes other tensors than these."""
 
     @property
     def scales(self) -> bool:
-        """Whether the call has to write: the limit lies below the norm."""
+        """Whether the limit is below the norm, so that the call has to write."""
         return self.limit is not None and self.limit < 1.0
 
 
@@ -73,7 +73,7 @@ DOT = Operation("dot product", contest=Contest(rivals.torch_dot, rivals.normclip
 
 @dataclass(frozen=True)
 class Workload:
-    """Gradients by name, how to make them, and what to do to them."""
+    """Named gradients, and the operations to measure on them."""
 
     name: str
     make: Callable[[], Gradients]
@@ -96,7 +96,7 @@ def resnet50_shapes() -> list[Shape]:
     """ResNet-50: 161 tensors, 25,557,032 elements."""
 
     def convolution(outputs: int, inputs: int, kernel: int) -> list[Shape]:
-        return [(outputs, inputs, kernel, kernel), (outputs,), (outputs,)]  # with its batch norm
+        return [(outputs, inputs, kernel, kernel), (outputs,), (outputs,)]  # a convolution and its batch norm
 
     shapes = convolution(64, 3, 7)
     inputs = 64
@@ -105,7 +105,7 @@ def resnet50_shapes() -> list[Shape]:
         for block in range(blocks):
             shapes += convolution(width, inputs, 1) + convolution(width, width, 3) + convolution(outputs, width, 1)
             if block == 0:
-                shapes += convolution(outputs, inputs, 1)  # the shortcut changes width once a stage
+                shapes += convolution(outputs, inputs, 1)  # the projection shortcut of a stage's first block
             inputs = outputs
     return [*shapes, (1000, 2048), (1000,)]
 
@@ -116,7 +116,7 @@ def llama_layer_shapes() -> list[Shape]:
 
 
 def gaussian(shapes: Iterable[Shape], dtype: torch.dtype) -> Gradients:
-    """Standard normal values in the given shapes, the same ones every time."""
+    """Standard normal values of the given shapes, from a fixed seed."""
     generator = torch.Generator().manual_seed(0)
     return Gradients(torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
 
@@ -154,7 +154,7 @@ FULL: tuple[Workload, ...] = (
     Workload("GPT-2 124M", partial(gaussian, gpt2_shapes(), _F32), _NORMCLIP_BESIDE_ITSELF),
     Workload("10000 of 64", partial(gaussian, _TEN_THOUSAND, _F32), _NORMCLIP_BESIDE_ITSELF),
 )
-"""Everything a claim rests on, the most telling first: a figure that has no room for all shows the beginning."""
+"""The workloads of a full run. The most important come first, as a figure shows only the first rows."""
 
 QUICK: tuple[Workload, ...] = (
     Workload("transformer 0.1M", partial(_TINY, _F32), _EVERYTHING),
@@ -163,4 +163,4 @@ QUICK: tuple[Workload, ...] = (
     Workload("1000 of 64", partial(gaussian, _MANY_SMALL, _F32), _CLIP),
     Workload("one element", partial(gaussian, _ONE_ELEMENT, _F32), (*_CLIP, *_NORMCLIP_BESIDE_ITSELF)),
 )
-"""Every operation once, on gradients small enough for a smoke run."""
+"""Every operation at least once, on small gradients, for a smoke run."""

@@ -1,1 +1,1 @@
-"""Callbacks for other frameworks, one module each, imported by who has the framework."""
+"""Callbacks for training frameworks, one module each, which imports the framework."""

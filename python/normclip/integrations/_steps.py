@@ -1,6 +1,6 @@
-"""One record a step of an optimizer, of its gradients before clipping, whenever and however often they are clipped.
+"""Logs one record for each optimizer step, of its gradients before clipping, whenever and however often they are clipped.
 
-Arrows: torch's clipping functions → :meth:`Steps.before` (measures) → the callback's hook → :meth:`Steps.end` (logs).
+torch's clipping functions call :meth:`Steps.before`, which measures; the hook of a callback calls :meth:`Steps.end`, which logs.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ from normclip.statistics import Stats, named
 
 
 class Steps:
-    """The steps of optimizers while a model trains, each of which a monitor logs once.
+    """Lets a monitor log each optimizer step once, while a model trains.
 
-    The figures are of the optimizer's own parameters, as they were before the clipping that precedes the step. Clipping once more what a
-    clipping has left unchanged belongs to that one: clipping in parts, or in several ways. Where nothing is clipped, the figures are of
-    the gradients that the optimizer gets. Clipping is seen where it is by torch's functions, which are replaced until ``patch`` is undone.
+    The figures are those of the gradients of the optimizer's parameters before the first clipping since its last step. A later clipping
+    call is taken to belong to that clipping if nothing else has changed the gradients in between: they may be clipped in parts, or in
+    several ways. Without clipping, the figures are those of the gradients in the optimizer step. Clipping is noticed if it is by torch's
+    functions, which are replaced until ``patch`` is undone.
 
     Args:
-        monitor: Nobody else tells it of torch's functions, also where it was given to :func:`normclip.patch_torch`.
-        step: The number of the present step.
-        optimizers: What takes steps, and the parameters of each; None for all of the monitor's.
+        monitor: The monitor. It then logs calls of torch's functions only through this object, even if it was also passed to
+            :func:`normclip.patch_torch`.
+        step: Returns the number of the present step.
+        optimizers: Returns the optimizers with the parameters of each; None stands for all parameters of the monitor.
     """
 
     def __init__(
@@ -33,13 +35,17 @@ class Steps:
         self.monitor = monitor
         self._step = step
         self._optimizers = optimizers
-        self._clipped: dict[Hashable, _Measured] = {}  # since the optimizer's last step
-        self._clipping: dict[Hashable, _Measured] = {}  # now
+        # For each optimizer, the measurement of its gradients before clipping: since its last step, and in the present clipping call.
+        self._clipped: dict[Hashable, _Measured] = {}
+        self._clipping: dict[Hashable, _Measured] = {}
         self._awaiting = False
         self.patch = Patch(watcher=self).__enter__()
 
     def before(self, parameters: Sequence[Any], share: bool) -> ClipsByNorm | None:
-        """Measure the gradients of each optimizer that has one of these parameters; or return what does while it clips them."""
+        """Measure the gradients of each optimizer that has one of these parameters.
+
+        If ``share``, and the parameters are exactly those of one optimizer, returns a function that clips and measures by one read.
+        """
         self._clipping = {}
         if self.is_logged:
             return None
@@ -59,7 +65,7 @@ class Steps:
         return clips
 
     def after(self) -> None:
-        """Keep what was found until the optimizer steps."""
+        """Keep the measurements until the optimizer steps."""
         for measured in self._clipping.values():
             measured.keep_marks()
         self._clipped.update(self._clipping)
@@ -69,26 +75,26 @@ class Steps:
 
     @property
     def is_logged(self) -> bool:
-        """Whether the present step is, by this or by the user's own call of the monitor."""
+        """Whether the present step has been logged, by this object or by the user's own call of the monitor."""
         return self.monitor.step > self._step()
 
     def was_clipped(self, optimizer: Hashable = None) -> bool:
-        """Whether the present gradients of an optimizer were seen before a clipping."""
+        """Whether the present gradients of an optimizer were measured before they were clipped."""
         measured = self._clipped.get(optimizer)
         return measured is not None and measured.left_tensors()
 
     def clips_all(self, optimizer: Hashable) -> bool:
-        """Whether clipping the parameters of this optimizer is clipping all that is measured of it."""
+        """Whether all parameters of this optimizer belong to the monitor, so that clipping them can measure them."""
         parameters = self._optimizers()[optimizer]
         measured = {id(parameter) for _, parameter in self._monitored().get(optimizer, [])}
         return parameters is None or measured == {id(parameter) for parameter in parameters}
 
     def end_when_clipped(self) -> None:
-        """Log the present step when its gradients are clipped, from the same read."""
+        """Log the present step in the next clipping call, from the same read."""
         self._awaiting = True
 
     def end(self, optimizer: Hashable = None) -> None:
-        """Log the present step, which is one of this optimizer, unless it is logged, or no parameter of it is monitored."""
+        """Log the present step, of this optimizer, unless it has been logged or the monitor has no parameter of the optimizer."""
         self._awaiting = False
         pairs = self._monitored().get(optimizer)
         if not pairs or self.is_logged:
@@ -103,7 +109,7 @@ class Steps:
         self.monitor._end_step(*measured.found)
 
     def _monitored(self) -> dict[Hashable, list[tuple[str, Any]]]:
-        """The parameters of each optimizer that the monitor has, with their names there."""
+        """For each optimizer, the parameters that belong to the monitor, with their names."""
         pairs, monitored = named(self.monitor.model), {}
         for optimizer, parameters in self._optimizers().items():
             identities = None if parameters is None else {id(parameter) for parameter in parameters}
@@ -112,7 +118,7 @@ class Steps:
 
 
 class _Measured(GradMonitor):
-    """Measures, or clips and measures, in a monitor's place, and keeps what that is to log."""
+    """A monitor that measures, or clips and measures, and keeps the figures instead of logging them."""
 
     found: tuple[Stats | None, Figures]
     _marks: list[tuple[weakref.ref[Any] | None, int]]
@@ -122,15 +128,15 @@ class _Measured(GradMonitor):
         self.step = step
 
     def keep_marks(self) -> None:
-        """Remember the gradients that there are: which tensors, at which version of their elements."""
+        """Remember the gradient tensors and their version counters."""
         self._marks = [(None, 0) if grad is None else (weakref.ref(grad), grad._version) for grad in self._grads()]
 
     def left_tensors(self) -> bool:
-        """Whether the gradients are the same tensors still, as optimizers that drop them get new ones."""
+        """Whether the gradients are still the same tensors. After ``zero_grad`` and ``backward`` they are usually new ones."""
         return all(grad is (mark and mark()) for grad, (mark, _) in zip(self._grads(), self._marks, strict=True))
 
     def left_unchanged(self) -> bool:
-        """Whether nothing was written to them, or added, either."""
+        """Whether the gradients are the same tensors and have not been written."""
         return self.left_tensors() and all(
             grad is None or grad._version == version for grad, (_, version) in zip(self._grads(), self._marks, strict=True)
         )

@@ -1,4 +1,4 @@
-"""Lightning: gradients logged, and clipped by any rule, once a step of an optimizer."""
+"""A Lightning callback that logs gradients, and clips them by any rule, once for each optimizer step."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from normclip.rules import Rule
 
 
 class GradMonitorCallback(pl.Callback):
-    """Lets a :class:`~normclip.monitor.GradMonitor` log each step of an optimizer, and clip.
+    """Lets a :class:`~normclip.monitor.GradMonitor` log each optimizer step, and clip.
 
-    Each step is logged once, with Lightning's ``global_step``, from gradients that are accumulated and unscaled, and not yet clipped: of
-    those parameters of the monitor that the optimizer has. An optimizer that has none of them is not logged.
+    Each step is logged once, with Lightning's ``global_step``, from gradients that are accumulated, unscaled and not yet clipped. The
+    figures are those of the optimizer's parameters that belong to the monitor; without such parameters, the step is not logged.
 
-    - With ``rule`` the gradients are clipped here, from the same read. ``gradient_clip_val`` is left out.
-    - With ``gradient_clip_val`` alone Lightning clips, by normclip, and by norm from the same read.
-    - An overridden ``configure_gradient_clipping`` may clip in any way: it comes after the read.
-    - Under manual optimization ``clip_gradients`` and torch's clipping functions are seen, as normclip is in their place while the model
-      trains (see :func:`normclip.patch_torch`, which is not needed). In the place of normclip's own functions call the monitor's, ``clip_``
-      or ``clip_grad_norm_``, which log by themselves. What clips otherwise is not seen. Who clips gradients that are still scaled
-      (16-mixed, before ``scaler.unscale_``) has the norm of those logged.
+    - With ``rule``, the callback clips, from the same read. Leave out ``gradient_clip_val``.
+    - With ``gradient_clip_val``, Lightning clips by normclip's functions; clipping by norm and logging share one read.
+    - An overridden ``configure_gradient_clipping`` may clip in any way, as the gradients are read before it is called.
+    - Under manual optimization, ``clip_gradients`` and torch's clipping functions are noticed, as normclip replaces these functions while
+      the model trains (there is no need to call :func:`normclip.patch_torch`). In place of normclip's own functions call the monitor's
+      methods ``clip_`` or ``clip_grad_norm_``, which log by themselves. Other ways of clipping are not noticed. If gradients are clipped
+      while they are still scaled (16-mixed, before ``scaler.unscale_``), the norm of the scaled gradients is logged.
 
-    Figures go to the sinks of the monitor, in distributed training on the first process alone. Every process must hold whole gradients or
-    DTensors, as under DDP and FSDP2.
+    In distributed training, only the first process passes figures to the sinks. Every process must hold whole gradients or DTensors, as
+    under DDP and FSDP2.
 
     Args:
         monitor: A monitor of the module, or of a part of it.
@@ -47,7 +47,7 @@ class GradMonitorCallback(pl.Callback):
         self._steps: Steps | None = None
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Check that nobody else clips, and that there are gradients to see."""
+        """Check that Lightning does not clip too, and that the parameters have the model's gradients."""
         if isinstance(trainer.strategy, DeepSpeedStrategy | FSDPStrategy):
             raise ValueError(
                 f"under {type(trainer.strategy).__name__} parameters do not have the model's gradients: use ModelParallelStrategy"
@@ -60,7 +60,7 @@ class GradMonitorCallback(pl.Callback):
             self.monitor.log = ()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Begin to see what is clipped."""
+        """Replace torch's clipping functions, to notice clipping."""
         self._end()
         self.monitor.step = trainer.global_step
         if self.rule is not None:
@@ -75,9 +75,9 @@ class GradMonitorCallback(pl.Callback):
         self._steps = Steps(self.monitor, lambda: trainer.global_step, optimizers)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        """Log the step, or clip and log, or leave it to the clipping that comes."""
+        """Log the step, or clip and log, or have the clipping that follows log it."""
         if self.rule is not None:
-            if self.monitor.step > trainer.global_step:  # after the first of the closures of a step of LBFGS
+            if self.monitor.step > trainer.global_step:  # a later closure call of the same LBFGS step
                 clip_grads_(self.monitor.model, self.rule)
             else:
                 self.monitor.step = trainer.global_step
@@ -89,11 +89,11 @@ class GradMonitorCallback(pl.Callback):
                 self._steps.end(optimizer)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Leave torch as it was."""
+        """Put torch's functions back."""
         self._end()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Leave torch as it was."""
+        """Put torch's functions back."""
         self._end()
 
     def _end(self) -> None:
@@ -103,7 +103,7 @@ class GradMonitorCallback(pl.Callback):
 
 
 def _clips_by_norm(trainer: Any, module: Any) -> bool:
-    """Whether Lightning is sure to call torch's ``clip_grad_norm_`` after the hook, with all parameters of the optimizer."""
+    """Whether Lightning will certainly call torch's ``clip_grad_norm_`` after the hook, with all parameters of the optimizer."""
     plugin = type(trainer.precision_plugin)
     return bool(
         trainer.gradient_clip_val

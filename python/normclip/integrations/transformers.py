@@ -1,4 +1,4 @@
-"""Transformers: gradients logged, and clipped by any rule, once a step of the optimizer."""
+"""A Transformers callback that logs gradients, and clips them by any rule, once for each optimizer step."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from transformers import TrainerCallback
 
 from normclip.integrations._steps import Steps
 from normclip.monitor import GradMonitor
-from normclip.patch import tells
+from normclip.patch import logs_to
 from normclip.rules import Rule
 
 
 class GradMonitorCallback(TrainerCallback):
-    """Lets a :class:`~normclip.monitor.GradMonitor` log each step of the optimizer, and clip.
+    """Lets a :class:`~normclip.monitor.GradMonitor` log each optimizer step, and clip.
 
-    Each step is logged once, with the Trainer's ``global_step``, from gradients that are accumulated and unscaled, and not yet clipped. The
-    Trainer (of Transformers 5) clips, or measures where ``max_grad_norm`` is 0, by torch's function before it calls the callback. So
-    normclip takes that function's place while the model trains (see :func:`normclip.patch_torch`, which is not needed), and there is one
-    read a step. If training raises, normclip stays there until the Trainer is gone or training begins anew.
+    Each step is logged once, with the Trainer's ``global_step``, from gradients that are accumulated, unscaled and not yet clipped. Before
+    it calls the callback, the Trainer (of Transformers 5) clips by torch's function, or only measures if ``max_grad_norm`` is 0. So
+    normclip replaces torch's functions while the model trains (there is no need to call :func:`normclip.patch_torch`), and a step takes one
+    read. If training raises, they stay replaced until the Trainer is freed or training starts again.
 
-    Figures go to the sinks of the monitor, in distributed training on the first process alone.
+    In distributed training, only the first process passes figures to the sinks.
 
     Args:
         monitor: A monitor of the model, or of a part of it.
@@ -41,12 +41,12 @@ class GradMonitorCallback(TrainerCallback):
         self._steps: Steps | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        """Check that nobody else clips, and begin to see what is clipped."""
+        """Check that the Trainer does not clip too, and replace torch's clipping functions, to notice clipping."""
         self._end()
         if self.rule is not None and args.max_grad_norm:
             raise ValueError("both GradMonitorCallback and the Trainer clip: leave out rule, or pass max_grad_norm=0 to TrainingArguments")
-        if self.rule is not None and tells(self.monitor):
-            raise ValueError("the monitor is told by patch_torch, and by GradMonitorCallback with a rule: choose one")
+        if self.rule is not None and logs_to(self.monitor):
+            raise ValueError("both patch_torch and GradMonitorCallback with a rule log to the monitor: choose one")
         if owner := _owner_of_gradients(args, others["model"]):
             raise ValueError(f"{owner} clips by itself, where GradMonitorCallback finds no gradients before it: leave out the callback")
         if not state.is_world_process_zero:
@@ -55,11 +55,11 @@ class GradMonitorCallback(TrainerCallback):
         if self.rule is None:
             present = weakref.proxy(state)
             self._steps = Steps(self.monitor, lambda: present.global_step, lambda: {None: None})
-            # The Trainer's state goes with it, and nobody else says that training has raised.
+            # Transformers calls no hook if training raises. The state is freed with the Trainer.
             weakref.finalize(state, self._steps.patch.undo)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        """Log what was found when the Trainer clipped or measured, or clip and log."""
+        """Log what was measured when the Trainer clipped, or clip and log."""
         if self.rule is not None:
             self.monitor.step = state.global_step
             self.monitor.clip_(self.rule)
@@ -72,7 +72,7 @@ class GradMonitorCallback(TrainerCallback):
             self._steps.end()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        """Leave torch as it was."""
+        """Put torch's functions back."""
         self._end()
 
     def _end(self) -> None:
@@ -82,7 +82,7 @@ class GradMonitorCallback(TrainerCallback):
 
 
 def _owner_of_gradients(args: Any, model: Any) -> str | None:
-    """Who keeps gradients where torch's functions do not find them."""
-    if getattr(args, "deepspeed_plugin", None) is not None:  # by an argument or by Accelerate's settings
+    """The name of the library that keeps the gradients where torch's functions do not find them, or None."""
+    if getattr(args, "deepspeed_plugin", None) is not None:  # set by an argument or by Accelerate's settings
         return "DeepSpeed"
     return "FSDP of version 1" if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()) else None

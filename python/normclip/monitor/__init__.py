@@ -1,19 +1,19 @@
-"""Gradients while a model trains, step by step: their norms, signs, zeros and non-finite values, and what clipping does to them.
+"""Logs the gradients of a model while it trains: norms, signs, zeros, non-finite elements, and what clipping does to them.
 
-:class:`GradMonitor` makes of every step a dictionary of figures, from the read that clips, and passes it to sinks: any function of a step
-and its figures, :func:`json_lines`, :func:`tensorboard`. :func:`plot` draws what was written.
+:class:`GradMonitor` makes a dictionary of figures for every step, from the read that clips, and passes it to sinks. A sink is any function
+of a step and its figures, such as :func:`json_lines` and :func:`tensorboard` return. :func:`plot` draws a file of JSON lines.
 
-Figures, where a layer is a parameter by its name:
+Figures, where a layer is the name of a parameter:
 
 =================================  =====================================================================================
 ``norm``, ``norm/<layer>``         L2 norm before clipping
 ``sign_cosine``, ``…/<layer>``     cosine between the gradient and its signs (see :class:`normclip.Stats`)
 ``zeros``, ``zeros/<layer>``       number of elements equal to 0
 ``nonfinite``, ``…/<layer>``       number of elements that are NaN or infinite
-``clip/norm``                      the norm that was compared with the threshold, which may be of another order
-``clip/coefficient``, ``…/<g>``    what the gradients were multiplied by, or those of each group with a limit
-``clip/threshold``, ``…/<g>``      the limit, of rules that have a ``max_norm``; of those that follow training the present one
-``clip/fraction``                  share of the last logged steps (100 of them) in which a coefficient was not 1 or more
+``clip/norm``                      the norm that was clipped, which may be of another order than 2
+``clip/coefficient``, ``…/<g>``    what all gradients, or those of each group with a limit, were multiplied by
+``clip/threshold``, ``…/<g>``      the limit in this step, for numbers and for rules that have a ``max_norm``
+``clip/fraction``                  share of the last 100 logged steps in which a coefficient was below 1 or NaN
 =================================  =====================================================================================
 """
 

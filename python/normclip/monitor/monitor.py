@@ -1,4 +1,4 @@
-"""What is logged, when, and from which read."""
+"""The monitor: turns the statistics of clipping calls into figures, and passes them to sinks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from normclip.clip import clip_grad_norm_
 from normclip.clip_grads import Clipped, Nonfinite, clip_grads_
 from normclip.monitor.sinks import Figures, Sink
 from normclip.rules import Hard, Rule
-from normclip.statistics import Groups, Stats, grad_stats, measure, named, take_grads
+from normclip.statistics import Groups, Stats, collect_named, grad_stats, measure, named
 
 if TYPE_CHECKING:
     import torch
@@ -25,26 +25,26 @@ if TYPE_CHECKING:
 class GradMonitor:
     """Logs the gradients of a model, step by step.
 
-    Call :meth:`clip_` in place of :func:`normclip.clip_grads_`, or :meth:`observe` where something else clips. Where that is torch's
-    ``clip_grad_norm_``, :func:`normclip.patch_torch` with the monitor makes it one read for both.
+    Call :meth:`clip_` in place of :func:`normclip.clip_grads_`, or :meth:`observe` if something else clips. If that is torch's
+    ``clip_grad_norm_``, pass the monitor to :func:`normclip.patch_torch`, which clips and measures by one read.
 
     Args:
         model: A module, or pairs of name and parameter.
-        log: A sink or several: functions of a step and a dictionary of its figures.
-        every: Log each step whose number this divides. Others are clipped, and cost no more than that.
-        layers: Also give the figures of each parameter.
-        on_error: What to do about a sink that raises. Gradients are clipped, the step has counted and the other sinks are told by then.
-            ``"warn"``: warn of its first error, and go on; it is told of later steps too. ``"raise"``: raise its error, of several the
-            first. What is no ``Exception``, such as ``KeyboardInterrupt``, passes at once.
+        log: A sink, or several: functions of a step and a dictionary of its figures.
+        every: Log the steps whose number is a multiple of this. Other steps are clipped at no extra cost.
+        layers: Also log the figures of each parameter.
+        on_error: What to do if a sink raises an ``Exception``. By then the gradients are clipped, the step is counted and the other sinks
+            have been called. ``"warn"``: warn of the sink's first error, and keep calling it in later steps. ``"raise"``: raise the error,
+            of several the first. Other exceptions, such as ``KeyboardInterrupt``, are raised at once.
 
     Attributes:
-        log: The sinks. They change nothing but who is told, so in distributed training leave them to one rank, and give the others monitors
-            without: shards are measured by all ranks together, and replicas clipped by the same bits everywhere.
-        step: The number of the next step, which may be set.
+        log: The sinks. In distributed training give sinks to one rank only, and an empty list to the others: all ranks must make the same
+            calls, as they measure shards together, and the sinks affect neither the measurements nor the clipping.
+        step: The number of the next step. May be set.
 
     Raises:
-        TypeError: ``log`` is no function and holds something else, such as the path of a file.
-        ValueError: ``every`` is not positive, or ``on_error`` is something else.
+        TypeError: ``log`` is neither a function nor an iterable of functions; a path is not a sink.
+        ValueError: ``every`` is not positive, or ``on_error`` is neither ``"warn"`` nor ``"raise"``.
 
     Example:
         >>> import torch
@@ -77,7 +77,7 @@ class GradMonitor:
         self.on_error = on_error
         self.step = 0
         self._clipped: deque[bool] = deque(maxlen=100)
-        self._failed: list[Sink] = []  # those of whose errors was warned
+        self._failed: list[Sink] = []  # sinks whose first error has been warned of
 
     def clip_(
         self,
@@ -92,16 +92,16 @@ class GradMonitor:
 
         Args:
             rule: As for :func:`normclip.clip_grads_`.
-            limits: The same.
-            groups: The same.
-            norm_type: The same.
-            nonfinite: The same.
+            limits: As there.
+            groups: As there.
+            norm_type: As there.
+            nonfinite: As there.
 
         Returns:
             What :func:`normclip.clip_grads_` returns.
 
         Raises:
-            RuntimeError, TypeError, ValueError: As for :func:`normclip.clip_grads_`. Nothing is logged, and the step does not count.
+            RuntimeError, TypeError, ValueError: As for :func:`normclip.clip_grads_`. Nothing is logged, and the step is not counted.
         """
         clipped = clip_grads_(
             self.model,
@@ -120,10 +120,11 @@ class GradMonitor:
         return clipped
 
     def observe(self, stats: Stats | None = None) -> None:
-        """Log the gradients as they are, from a read of their own, or as they were found.
+        """Log the present gradients, which are read for this, or statistics that were taken before.
 
         Args:
-            stats: What :func:`normclip.grad_stats` has returned, with ``per_tensor=True`` for the figures of each parameter.
+            stats: The result of :func:`normclip.grad_stats`, with ``per_tensor=True`` for the figures of each parameter. None reads the
+                gradients.
 
         Raises:
             TypeError: As for :func:`normclip.grad_stats`.
@@ -135,42 +136,42 @@ class GradMonitor:
     def clip_grad_norm_(
         self, parameters: Parameters, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False
     ) -> torch.Tensor:
-        """Clip as torch does, like :func:`normclip.clip_grad_norm_`, and log from the same read.
+        """Clip as :func:`normclip.clip_grad_norm_` does, and log from the same read.
 
         Args:
             parameters: A parameter of the model, or several.
             max_norm: As for :func:`normclip.clip_grad_norm_`.
-            norm_type: The same. Orders other than 1, 2 and ``inf`` take one more read.
-            error_if_nonfinite: The same.
+            norm_type: As there. Orders other than 1, 2 and ``inf`` take one more read.
+            error_if_nonfinite: As there.
 
         Returns:
             The norm before clipping, as :func:`normclip.clip_grad_norm_` returns it.
 
         Raises:
-            RuntimeError, TypeError, ValueError: As for :func:`normclip.clip_grad_norm_`, or a step is to be logged and a parameter is none
-                of the model. Nothing has changed on any rank, nothing is logged, and the step does not count.
+            RuntimeError, TypeError, ValueError: As for :func:`normclip.clip_grad_norm_`, or the step is to be logged and a parameter is not
+                one of the model. Nothing has changed on any rank, nothing is logged, and the step is not counted.
         """
         parameters, limit, order = listed(parameters, grads=True), check_limit("max_norm", max_norm), check_order("norm_type", norm_type)
         if not self._due:
             total_norm = clip_grad_norm_(parameters, limit, order, error_if_nonfinite)
             self._end_step(None, {})
             return total_norm
-        # Taken once, to be written where there is a limit, so that whatever is wrong with a gradient is known before ranks measure.
-        taken, names = take_grads(self._pairs(parameters), writable=limit < math.inf)
+        # Writable from the start if there is a limit, so that a gradient that cannot be written is refused before the first collective.
+        batch, names = collect_named(self._pairs(parameters), writable=limit < math.inf)
         orders = () if order in NORMS else (order,)
-        stats, _, _ = measure(taken, names, per_tensor=self.layers, orders=orders, groups=None)
+        stats, _, _ = measure(batch, names, per_tensor=self.layers, orders=orders, groups=None)
         norm = stats.norms[order] if orders else getattr(stats, NORMS[order])
         if error_if_nonfinite:
-            check_finite(norm, order, taken, source="gradients from `parameters`")
-        mark_written(taken.clip_(limit, norm, TORCH_EPSILON))
+            check_finite(norm, order, batch, source="gradients from `parameters`")
+        mark_written(batch.clip_(limit, norm, TORCH_EPSILON))
         clip = {} if limit == math.inf else _clip_figures(norm, {"": (Hard(limit).multiplier(norm + TORCH_EPSILON), limit)})
         device = next((parameter.grad.device for parameter in parameters if parameter.grad is not None), "cpu")
-        total_norm = as_tensor(norm, taken).to(device)
+        total_norm = as_tensor(norm, batch).to(device)
         self._end_step(stats, clip)
         return total_norm
 
     def covers(self, parameters: Iterable[torch.Tensor]) -> bool:
-        """Whether there are parameters, and all of them are of the model."""
+        """Whether there are parameters, and all of them belong to the model."""
         identities = {id(parameter) for parameter in parameters}
         return bool(identities) and identities <= self._names().keys()
 
@@ -185,12 +186,12 @@ class GradMonitor:
         """Parameters of the model with their names.
 
         Raises:
-            ValueError: One of them is none of the model.
+            ValueError: A parameter does not belong to the model.
         """
         names = self._names()
         for position, parameter in enumerate(parameters):
             if id(parameter) not in names:
-                raise ValueError(f"parameters[{position}] is none of the monitor's model: pass parameters of the model")
+                raise ValueError(f"parameters[{position}] does not belong to the monitor's model: pass parameters of that model")
         return [(names[id(parameter)], parameter) for parameter in parameters]
 
     def _end_step(self, stats: Stats | None, clip: Figures) -> None:
@@ -200,14 +201,14 @@ class GradMonitor:
             return
         figures = _gradient_figures(stats) | clip
         if clip:
-            # Not by < 1: a coefficient of NaN is no clipping that went well.
+            # Not `value < 1.0`, as a coefficient of NaN changes the gradients too.
             self._clipped.append(not all(value >= 1.0 for name, value in clip.items() if name.startswith("clip/coefficient")))
             figures["clip/fraction"] = sum(self._clipped) / len(self._clipped)
         self._tell(step, figures)
 
     def _tell(self, step: int, figures: Figures) -> None:
         errors = [(index, sink, error) for index, sink in enumerate(self.log) if (error := _error_of(sink, step, figures)) is not None]
-        # After all were told, as a warning may be an error too.
+        # Only when all sinks have been called, as a warning may be raised as an error.
         for index, sink, error in errors:
             if self.on_error == "raise":
                 raise error
@@ -262,7 +263,7 @@ def _gradient_figures(stats: Stats) -> Figures:
 
 
 def _clip_figures(norm: float, clipped: Mapping[str, tuple[float, Rule | float | None]]) -> Figures:
-    """Figures of clipping, from coefficient and rule by the ending of the figures' names: of all, or of a group."""
+    """The figures of clipping. ``clipped`` maps the ending of the figures' names, "" or "/group", to coefficient and rule."""
     figures = {"clip/norm": norm}
     for ending, (coefficient, rule) in clipped.items():
         figures[f"clip/coefficient{ending}"] = coefficient

@@ -1,4 +1,4 @@
-"""The picture of what was logged."""
+"""Plots of logged figures."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 def plot(lines: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
-    """Draw what :func:`json_lines` has written: norms and threshold, sign-cosine, and how much was clipped, by step.
+    """Plot the file that :func:`json_lines` has written: norms and threshold, sign-cosine, and how much was clipped, by step.
 
-    Layers are thin lines behind those of all gradients; steps with non-finite elements are marked. Lines that cannot be read, as one that a
-    crash has cut off, are left out with a warning that tells their numbers. Needs matplotlib.
+    Layers are thin lines behind the lines of all gradients; steps with non-finite elements are marked. Lines of the file that cannot be
+    read, such as one that a crash has cut off, are left out with a warning that names their numbers. Needs matplotlib.
 
     Args:
         lines: The file of JSON lines.
-        path: The picture, in a format that matplotlib knows by its suffix.
+        path: The file of the plot, in the format of its suffix.
 
     Raises:
         ValueError: No line of the file can be read.
@@ -51,7 +51,7 @@ def plot(lines: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
         curve(axes, name, color="C0", label="all gradients")
     norms.set(ylabel="L2 norm")
     if any(row.get("norm") for row in rows):
-        norms.set_yscale("log")  # which has no place for zeros alone
+        norms.set_yscale("log")  # fails if all values are 0
     cosines.set(ylabel="sign-cosine")
     if any(row.get("clip/norm") != row.get("norm") for row in rows if "clip/norm" in row):
         curve(norms, "clip/norm", color="C2", linestyle=":", label="norm that is clipped")
@@ -72,7 +72,7 @@ def _rows(path: Path) -> list[dict[str, float | None]]:
     """The steps of a file of JSON lines.
 
     Raises:
-        ValueError: There are none that can be read.
+        ValueError: No line can be read.
     """
     rows, faults = [], []
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):

@@ -1,4 +1,4 @@
-"""What a monitor tells: files of JSON lines, TensorBoard. Sinks may be pickled, to log in another process."""
+"""Sinks, which receive the figures of each step: files of JSON lines, TensorBoard. They may be pickled, to log in another process."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from typing import Any, TypeAlias
 
 Figures: TypeAlias = "dict[str, float]"
 Sink: TypeAlias = Callable[[int, Figures], object]
-"""What a monitor tells: a function of the step and its figures."""
+"""A function of a step's number and its figures, which a monitor calls for every logged step."""
 
 
 class json_lines:  # noqa: N801 (called as a function)
     r"""A sink that adds each step as a line of JSON to a file.
 
-    A line is an object of ``"step"`` and the figures; those that are not finite are null, as JSON has no NaN. Lines are added to what the
-    file holds, and are complete when the step ends. Where the last line of the file was cut off, as by a crash, the next begins after it.
+    A line is an object with ``"step"`` and the figures; figures that are not finite are null, as JSON has no NaN. Lines are appended to an
+    existing file, and are complete when the step ends. If the last line of the file is incomplete, as after a crash, the next step starts a
+    new line.
 
     Args:
-        path: The file. A relative path is meant from the directory that is the current one now, wherever that changes to.
+        path: The file. A relative path is resolved now, so that changing the current directory later has no effect.
 
     Raises:
         OSError: The file cannot be written.
@@ -54,7 +55,7 @@ class json_lines:  # noqa: N801 (called as a function)
 
 def _ends_within_a_line(path: Path) -> bool:
     if not path.is_file():
-        return False  # not made yet, or no file, such as a pipe
+        return False  # does not exist yet, or is not a regular file, such as a pipe
     with path.open("rb") as file:
         if file.seek(0, os.SEEK_END) == 0:
             return False
@@ -66,14 +67,14 @@ class tensorboard:  # noqa: N801 (called as a function)
     """A sink that writes each figure as a scalar of TensorBoard.
 
     Args:
-        writer: A folder, for which the process that logs makes a ``torch.utils.tensorboard.SummaryWriter`` with its first step, and closes
-            it when it ends. Or a ``SummaryWriter``, or whatever else has its ``add_scalar(name, value, step)``. A ``SummaryWriter`` has
-            threads and cannot be pickled: pass the folder where the sink is.
+        writer: A folder, or a ``torch.utils.tensorboard.SummaryWriter``, or another object with a method ``add_scalar(name, value, step)``.
+            For a folder, the process that logs opens a ``SummaryWriter`` in its first step and closes it when the process ends. A
+            ``SummaryWriter`` has threads and cannot be pickled: to pickle the sink, pass the folder.
 
     Raises:
-        ImportError: It is a folder, and TensorBoard is not installed.
-        OSError: The folder cannot be made.
-        TypeError: It is neither.
+        ImportError: ``writer`` is a folder, and TensorBoard is not installed.
+        OSError: The folder cannot be created.
+        TypeError: ``writer`` is none of these.
 
     Example:
         >>> class Writer:
@@ -102,7 +103,7 @@ class tensorboard:  # noqa: N801 (called as a function)
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(self._folder))
-            weakref.finalize(self, self._writer.close)  # which writes what it still holds
+            weakref.finalize(self, self._writer.close)  # flushes what is still buffered
         for name, value in figures.items():
             self._writer.add_scalar(name, value, step)
 

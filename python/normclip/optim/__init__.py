@@ -1,4 +1,4 @@
-"""Optimizers whose steps clip: the gradients are read for their norm and for the update, and never written."""
+"""Optimizers that clip in their step. They read the gradients twice, for the norm and for the update, and never write them."""
 
 from normclip.optim.sgd import ClippedSGD
 

@@ -1,4 +1,4 @@
-"""What optimizers that clip have in common: a rule and a norm, groups whose settings are checked, and checkpoints."""
+"""The base class of optimizers that clip: the rule, the norm, checked settings of parameter groups, and checkpoints."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from normclip.rules import Rule, as_rule
 
 
 class ClippedOptimizer(torch.optim.Optimizer):
-    """An optimizer whose steps clip. A subclass has the settings of its formula, and names what that keeps from step to step."""
+    """An optimizer that clips in its step. A subclass defines the settings of its formula and the tensor that it keeps between steps."""
 
-    _later: ClassVar[Mapping[str, Any]]
-    """Settings that not every saved group has, and what they are there."""
+    _defaults_if_absent: ClassVar[Mapping[str, Any]]
+    """Settings that a loaded parameter group may lack, as older versions of torch did not save them, with the values to use then."""
 
-    _kept: ClassVar[str]
-    """The name of the tensor that the state of a parameter may have."""
+    _buffer_name: ClassVar[str]
+    """The name, in the state of a parameter, of the tensor that is kept between steps."""
 
     def __init__(self, params: ParamsT, rule: Rule | float, defaults: dict[str, Any]) -> None:
         self.rule = as_rule("rule", rule)
@@ -33,22 +33,22 @@ class ClippedOptimizer(torch.optim.Optimizer):
     @staticmethod
     @abstractmethod
     def _settings(group: Mapping[str, Any]) -> Settings:
-        """The settings of a group of parameters, checked.
+        """Check and return the settings of a parameter group.
 
         Raises:
-            ValueError: One of them is missing, out of its range, or does not go with another.
+            ValueError: A setting is missing or out of its range, or two settings exclude each other.
         """
 
     @staticmethod
     @abstractmethod
-    def _keeps(group: Mapping[str, Any]) -> bool:
-        """Whether the formula keeps a tensor for parameters of this group."""
+    def _needs_buffer(group: Mapping[str, Any]) -> bool:
+        """Whether the formula keeps a tensor for each parameter of this group."""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, as every optimizer does.
+        """Add a parameter group, as for any torch optimizer.
 
         Raises:
-            TypeError, ValueError: As for the class; nothing is added.
+            TypeError, ValueError: As for the class. Nothing is added.
         """
         self._settings({**self.defaults, **param_group})
         super().add_param_group(param_group)
@@ -59,8 +59,8 @@ class ClippedOptimizer(torch.optim.Optimizer):
                 raise TypeError(f"params[{index}] is {kind}: make the real numbers parameters, such as torch.view_as_real of it")
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take what was saved, copied or pickled, once it is known to be of such an optimizer."""
-        groups = [{**self._later, **group} for group in state["param_groups"]]
+        """Load a saved, copied or pickled state, after checking that it is one of such an optimizer."""
+        groups = [{**self._defaults_if_absent, **group} for group in state["param_groups"]]
         self._settings_of(groups)
         for parameter, saved in state["state"].items():
             if isinstance(parameter, Tensor):
@@ -68,7 +68,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
         super().__setstate__({**state, "param_groups": groups})
 
     def __getstate__(self) -> dict[str, Any]:
-        """What pickles and copies: torch's share, and ours."""
+        """The state to pickle or copy: that of torch's base class, and the attributes of this one."""
         ours = {name: getattr(self, name) for name in ("rule", "last_norm", "last_coefficient")}
         return {**super().__getstate__(), **ours}
 
@@ -78,16 +78,16 @@ class ClippedOptimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Measure the gradients and take a step.
+        """Measure the gradients and take an optimizer step.
 
         Args:
-            closure: Computes the loss and the gradients anew, and returns the loss.
+            closure: A function that computes the loss and the gradients anew and returns the loss.
 
         Returns:
             The loss that ``closure`` has returned.
 
         Raises:
-            TypeError, ValueError: As for the class; nothing has changed.
+            TypeError, ValueError: As for the class. Nothing has changed.
         """
         loss = None
         if closure is not None:
@@ -100,22 +100,22 @@ class ClippedOptimizer(torch.optim.Optimizer):
             for place, parameter in enumerate(group["params"])
             if parameter.grad is not None
         ]
-        taken = optimizer_step(members)
-        norm = taken.norm()
+        update = optimizer_step(members)
+        norm = update.norm()
         exact = cast(Any, norm if isinstance(norm, float) else norm.exact)
         with self.rule.applying(exact) as coefficient:
-            mark_written(taken.step_(coefficient, settings))
+            mark_written(update.step_(coefficient, settings))
         self.last_norm, self.last_coefficient = exact, coefficient
         for _, _, parameter, _, states, new in members:
             if new:
-                self.state[parameter][self._kept] = states[0]
+                self.state[parameter][self._buffer_name] = states[0]
         return loss
 
     def _member(self, group: int, place: int, parameter: Tensor) -> Member:
         gradient = cast(Tensor, parameter.grad)
-        if not self._keeps(self.param_groups[group]):
+        if not self._needs_buffer(self.param_groups[group]):
             return group, place, parameter, gradient, [], False
-        kept: Tensor | None = self.state[parameter].get(self._kept) if parameter in self.state else None
+        kept: Tensor | None = self.state[parameter].get(self._buffer_name) if parameter in self.state else None
         return group, place, parameter, gradient, [torch.zeros_like(parameter) if kept is None else kept], kept is None
 
     def _settings_of(self, groups: list[dict[str, Any]]) -> list[Settings]:
@@ -128,28 +128,28 @@ class ClippedOptimizer(torch.optim.Optimizer):
             raise ValueError(f"param_groups[{number}]: {error}. Nothing has changed") from error
 
     def _check_saved(self, parameter: Tensor, saved: Mapping[str, Any]) -> None:
-        """Refuse what belongs to another optimizer or another parameter.
+        """Check the state that was saved for a parameter.
 
         Raises:
-            ValueError: It is not what is kept for the parameter.
+            ValueError: It is of another kind of optimizer or of a parameter of another shape.
         """
-        if not saved.keys() <= {self._kept}:
+        if not saved.keys() <= {self._buffer_name}:
             raise ValueError(
                 f"the state of a parameter has {sorted(saved)}: load that of {type(self).__name__} or of torch's. Nothing has changed"
             )
-        buffer = saved.get(self._kept)
+        buffer = saved.get(self._buffer_name)
         if buffer is not None and getattr(buffer, "shape", None) != parameter.shape:
             raise ValueError(
-                f"the {self._kept} of a parameter of shape {tuple(parameter.shape)} has another shape: load the state of this model. "
-                "Nothing has changed"
+                f"the {self._buffer_name} of a parameter of shape {tuple(parameter.shape)} has another shape: "
+                "load the state of this model. Nothing has changed"
             )
 
 
 def check_flag(name: str, value: Any) -> bool:
-    """A boolean.
+    """The value as a boolean.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is not True, False, 0 or 1.
     """
     if not isinstance(value, int) or value not in (0, 1):
         raise ValueError(f"{name} is {value!r}: pass True or False")

@@ -1,4 +1,4 @@
-"""Gradient descent that clips in its step."""
+"""Stochastic gradient descent that clips in its step."""
 
 from __future__ import annotations
 
@@ -16,46 +16,47 @@ from normclip.rules import Rule
 
 
 class ClippedSGD(ClippedOptimizer):
-    r"""Gradient descent with gradients that are clipped together, in one step.
+    r"""Stochastic gradient descent that clips all gradients together, in one step.
 
     .. math::
         n &= \|g\|_2, \qquad d = c(n)\,g + \lambda\theta \\
         v &\leftarrow \mu v + (1 - \tau)\,d \\
         \theta &\leftarrow \theta - \eta v, \quad \text{with Nesterov's momentum } \theta - \eta\,(d + \mu v)
 
-    What :func:`normclip.clip_grad_norm_` with a rule and then :class:`torch.optim.SGD` do, in two reads of the gradients and none of their
-    writes: they stay as backward has left them. The norm is of all gradients of all groups; the other settings belong to each group. The
-    first v is d, dampened or not. To maximize, d is :math:`-c(n)\,g + \lambda\theta`.
+    It does what :func:`normclip.clip_grad_norm_` with a rule and then :class:`torch.optim.SGD` do, but reads the gradients twice and never
+    writes them, so they stay as ``backward`` has left them. The norm is of the gradients of all parameter groups; all settings other than
+    the rule belong to each group. The first v is d, whatever the dampening. To maximize, d is :math:`-c(n)\,g + \lambda\theta`.
 
-    Everything is computed in float64, for 16-bit elements in float32, and rounded once where it is stored; parameters have the same bits
-    for any number of threads and instruction set. On a device torch computes it, rounds after every operation, as its own optimizer does,
-    and nothing waits for the device. A norm that is not finite spreads: NaN makes all parameters NaN, an infinite norm those whose gradient
-    is not finite, and the others do not move but for momentum and weight decay. ``last_norm`` tells.
+    For CPU tensors, a step is computed in float64 (in float32 for 16-bit elements) and rounded once when it is stored. Parameters get the
+    same bits for any number of threads and any instruction set. On other devices, torch's operations compute the step and round after every
+    operation, as torch's optimizer does, and the step does not wait for the device. A norm of NaN makes all parameters NaN. An infinite
+    norm makes parameters NaN where the gradient is not finite; elsewhere only momentum and weight decay change them. ``last_norm`` shows
+    the norm.
 
-    Momentum buffers are saved and loaded with the ``state_dict``, whose format is that of :class:`torch.optim.SGD`: either goes on where
-    the other was saved. Its settings ``foreach`` and ``fused`` are kept without effect. The rule is not in it: it is an attribute, and may
-    be replaced between steps.
+    Momentum buffers are saved and loaded with the ``state_dict``, in the format of :class:`torch.optim.SGD`, so each of the two optimizers
+    can load the checkpoints of the other. The settings ``foreach`` and ``fused`` are kept there without effect. The rule is not part of the
+    ``state_dict``: it is an attribute, which may be replaced between steps.
 
     Args:
-        params: Parameters, named parameters or groups of them, as for every optimizer of torch. Those without a gradient are passed over.
-        lr: The learning rate η ≥ 0, in the unit of parameters per unit of clipped gradient. One in a tensor is read at each step.
+        params: Parameters, named parameters or parameter groups, as for any torch optimizer. Those without a gradient are passed over.
+        lr: The learning rate η ≥ 0, in the unit of parameters per unit of clipped gradient. A tensor is read at each step.
         rule: One of :mod:`normclip.rules`; a number means :class:`normclip.rules.Hard`.
-        momentum: The factor μ ≥ 0 of the buffer v; 0 needs none.
-        nesterov: Go by d + μv. Needs momentum, and no dampening.
-        weight_decay: The factor λ ≥ 0 of the parameters, which is not clipped.
-        dampening: The share τ of d that does not enter the buffer. Not with Nesterov's momentum.
-        maximize: Go up, not down.
+        momentum: The factor μ ≥ 0 of the momentum buffer v. With 0 there is no buffer.
+        nesterov: Use Nesterov's momentum, the direction d + μv. Needs momentum, and a dampening of 0.
+        weight_decay: The factor λ ≥ 0 of the parameters in d. This term is not clipped.
+        dampening: The share τ of d that is not added to the buffer. Must be 0 with Nesterov's momentum.
+        maximize: Maximize the objective instead of minimizing it.
 
     Attributes:
         rule: The rule.
-        last_norm: The norm n in the latest step, a float; on a device a 0-dim float64 tensor that stays there. None before the first step.
-        last_coefficient: The coefficient c(n) of that step, likewise.
+        last_norm: The norm n in the latest step: a float, or a 0-dim float64 tensor on the device. None before the first step.
+        last_coefficient: The coefficient c(n) of that step, of the same type.
 
     Raises:
-        TypeError: A parameter is complex; in a step, a gradient is sparse, or not of its parameter's element type.
-        ValueError: A setting is out of its range, which each step looks at again, or what is loaded is no state of such an optimizer; in a
-            step, a parameter is expanded, shares memory with another or with a gradient, or is a DTensor, for which there is
-            :func:`normclip.clip_grad_norm_`. Nothing has changed, nor has a rule that remembers noted anything.
+        TypeError: A parameter is complex; or, in a step, a gradient is sparse or not of its parameter's element type.
+        ValueError: A setting is out of its range, which each step checks again; a loaded state is not of such an optimizer; or, in a step,
+            a parameter is expanded, shares memory with another or with a gradient, or is a DTensor, for which use
+            :func:`normclip.clip_grad_norm_`. Nothing has changed, and a rule that follows training has recorded nothing.
 
     References:
         Pascanu, Mikolov, Bengio: On the difficulty of training recurrent neural networks, 2013 (arXiv 1211.5063);
@@ -73,14 +74,14 @@ class ClippedSGD(ClippedOptimizer):
         (5.0, 0.2)
     """
 
-    _later: ClassVar[Mapping[str, Any]] = {
+    _defaults_if_absent: ClassVar[Mapping[str, Any]] = {
         "dampening": 0.0,
         "maximize": False,
         "foreach": None,
         "differentiable": False,
         "fused": None,
     }
-    _kept: ClassVar[str] = "momentum_buffer"
+    _buffer_name: ClassVar[str] = "momentum_buffer"
 
     def __init__(
         self,
@@ -95,18 +96,18 @@ class ClippedSGD(ClippedOptimizer):
         maximize: bool = False,
     ) -> None:
         given = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay, "nesterov": nesterov}
-        super().__init__(params, rule, {**given, **self._later, "dampening": dampening, "maximize": maximize})
+        super().__init__(params, rule, {**given, **self._defaults_if_absent, "dampening": dampening, "maximize": maximize})
 
     @staticmethod
     def _settings(group: Mapping[str, Any]) -> Settings:
-        """The settings of a group of parameters, checked.
+        """Check and return the settings of a parameter group.
 
         Raises:
-            ValueError: One of them is missing, out of its range, or does not go with another.
+            ValueError: A setting is missing or out of its range, or two settings exclude each other.
         """
         missing = [name for name in Settings._fields if name not in group]
         if missing:
-            raise ValueError(f"there is no {missing[0]}: this is not a group of gradient descent's")
+            raise ValueError(f"there is no {missing[0]}: this is not a parameter group of torch.optim.SGD or ClippedSGD")
         lr, momentum, weight_decay = (check_not_negative(name, group[name]) for name in ("lr", "momentum", "weight_decay"))
         dampening = float(group["dampening"])
         if not math.isfinite(dampening):
@@ -115,9 +116,9 @@ class ClippedSGD(ClippedOptimizer):
         if nesterov and (momentum == 0.0 or dampening != 0.0):
             raise ValueError("nesterov needs a momentum above 0 and a dampening of 0")
         if differentiable:
-            raise ValueError("differentiable is True: a step that can be differentiated takes torch.optim.SGD")
+            raise ValueError("differentiable is True: use torch.optim.SGD to differentiate through a step")
         return Settings(lr, momentum, dampening, weight_decay, nesterov, maximize)
 
     @staticmethod
-    def _keeps(group: Mapping[str, Any]) -> bool:
+    def _needs_buffer(group: Mapping[str, Any]) -> bool:
         return bool(group["momentum"] != 0.0)

@@ -1,7 +1,7 @@
-"""The theory of clipping put to the test: what `normclip study NAME` runs.
+"""Experiments that test the theory of clipping: what `normclip study NAME` runs.
 
-Needs the extra `cli`: `pip install 'normclip[cli]'`. A study is a module with a ``TITLE`` and a function ``run``, from
-:class:`~normclip.studies.report.Options` to :class:`~normclip.studies.report.Findings`, which judge themselves.
+Needs the extra `cli`: `pip install 'normclip[cli]'`. A study is a module with a ``TITLE`` and a function ``run``, which takes
+:class:`~normclip.studies.report.Options` and returns :class:`~normclip.studies.report.Findings`: measurements and verdicts on claims.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ def study(name: str, options: Options, command: str = "") -> Report:
 
     Args:
         name: One of :data:`NAMES`.
-        options: How it is to be run.
-        command: How this run was asked for, for the report.
+        options: Its size and seed.
+        command: The command line to show in the report.
     """
-    from normclip.studies.report import Report  # late, as the names alone need no extras
+    from normclip.studies.report import Report  # imported here, as the command's parser needs only NAMES, without the extras
 
     module = importlib.import_module(f"normclip.studies.{name.replace('-', '_')}")
     started, cpu_started = time.perf_counter(), time.process_time()

@@ -1,14 +1,14 @@
-r"""Why 1 is the limit that everyone clips to: norm and sign-cosine of the gradient over a ladder of widths.
+r"""Why 1 is the usual limit: norm and sign-cosine of the gradient of transformers of growing width.
 
-Adam steps nearly by the sign of the gradient, so that a step lowers the loss by some
+Adam's update is nearly the sign of the gradient, so a step lowers the loss by about
 
 .. math:: \eta\, \|g\|_1 = \eta \sqrt N\, n \cos(\operatorname{sign} g, g)
 
-If the norm n and the cosine are the same for every size N, rates should go like :math:`1/\sqrt N`, and n can be compared with one number
-(Su: kexue.fm/archives/10657). For Gaussian components the cosine is :math:`\sqrt{2/\pi}`.
+If the norm n and the cosine do not depend on the number of parameters N, learning rates should scale as :math:`1/\sqrt N`, and one limit
+suits all sizes (Su: kexue.fm/archives/10657). For Gaussian components the cosine is :math:`\sqrt{2/\pi}`.
 
-What n is depends on the weights to begin with. Those of GPT-2 are taken, as models that are clipped to 1 begin with such: with the larger
-ones that are torch's default n is some half.
+The norm depends on the initial weights. The study uses GPT-2's initialization, as models that are clipped to 1 usually have a similar one.
+With torch's default initialization, whose weights are larger, n is about half as large.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Setting:
     """The size of the study."""
 
     rates: dict[int, tuple[float, ...]]
-    """By width, the narrowest first."""
+    """The learning rates for each width, the narrowest width first."""
     steps: int
     batch: int
     length: int
@@ -55,16 +55,16 @@ QUICK = Setting({32: _RATES[7:10], 64: _RATES[5:8]}, 20, 4, 16)
 
 @dataclass(frozen=True)
 class Model:
-    """A width, trained at every rate; its gradients are those at the best."""
+    """One width, trained at every learning rate. Norms, sums and cosines are those of the run with the best rate, by step."""
 
     width: int
     elements: int
     """N, the number of parameters."""
     rates: tuple[float, ...]
     losses: tuple[float, ...]
-    """At the end, by rate; infinite where training left the finite numbers."""
+    """The final loss for each rate; infinite if the loss became NaN or infinite."""
     best_rate: float
-    """At the vertex of the parabola through the best rate and its neighbours, on a logarithmic axis."""
+    """The vertex of the parabola through the losses at the best rate and its neighbours, over the logarithm of the rate."""
     norms: tuple[float, ...]
     sums: tuple[float, ...]
     """‖g‖₁."""
@@ -72,28 +72,28 @@ class Model:
     """cos(sign g, g)."""
 
     def late(self, series: Sequence[float]) -> list[float]:
-        """The second half of training, when the first fall of the loss is over."""
+        """The second half of a series, when the initial fall of the loss is over."""
         return list(series[len(series) // 2 :])
 
     def quantile(self, share: float) -> float:
-        """Of the norm, late in training."""
+        """A quantile of the norm in the second half of training."""
         return float(np.quantile(self.late(self.norms), share))
 
     @property
     def above(self) -> float:
-        """The share of late steps with a norm above 1."""
+        """The share of steps with a norm above 1, in the second half of training."""
         late = self.late(self.norms)
         return sum(norm > 1.0 for norm in late) / len(late)
 
     @property
     def cosine(self) -> float:
-        """The median, late in training."""
+        """The median cosine in the second half of training."""
         return float(np.median(self.late(self.cosines)))
 
 
 @dataclass(frozen=True)
 class DefaultNorm(Findings):
-    """What :func:`run` found."""
+    """The result of :func:`run`."""
 
     size: Setting
     models: tuple[Model, ...]
@@ -108,7 +108,7 @@ class DefaultNorm(Findings):
         )
 
     def exponent(self, figures: Sequence[float]) -> float:
-        """The power of N by which a figure of each model grows."""
+        """The exponent a of a least-squares fit of figures ∝ N^a, for one figure of each model."""
         elements = [model.elements for model in self.models]
         return float(np.polyfit(np.log(elements), np.log(figures), 1)[0])
 
@@ -230,7 +230,7 @@ class DefaultNorm(Findings):
 def run(options: Options) -> DefaultNorm:
     """Train every width at every rate."""
     size = QUICK if options.quick else FULL
-    # The widest first, so that no long run is left alone at the end.
+    # The widest models take longest, so they start first: else one CPU would still run one when the others are done.
     cases = [(width, rate) for width, rates in reversed(size.rates.items()) for rate in rates]
     ticker = Ticker(size.steps * len(cases), options.progress)
     jobs = [partial(_train, size, width, rate, options.seed, ticker.counter(f"width {width}, rate {rate:g}")) for width, rate in cases]
@@ -276,7 +276,7 @@ def _cell(loss: float | None) -> str:
 
 
 def vertex(rates: Sequence[float], losses: Sequence[float]) -> float:
-    """The rate at the vertex of the parabola through the least loss and its neighbours; the best rate itself at either end."""
+    """The rate at the vertex of the parabola through the least loss and its neighbours; the best rate itself if a neighbour is missing."""
     index = losses.index(min(losses))
     if index in (0, len(rates) - 1) or not math.isfinite(losses[index + 1]) or not math.isfinite(losses[index - 1]):
         return rates[index]

@@ -1,7 +1,7 @@
-r"""Which path gradient descent follows: at order h that of steepest descent, at order h² that of :math:`L + \tfrac h4 \|g\|^2`.
+r"""Which flow gradient descent follows: to order h the gradient flow of L, to order h² that of :math:`L + \tfrac h4 \|g\|^2`.
 
-Barrett and Dherin 2021 (arXiv 2009.11162): the step h regularizes by itself. Here gradient descent is compared with three flows after
-the same time, with steps that halve: the order of a flow is the power of h by which their distance falls.
+Barrett and Dherin 2021 (arXiv 2009.11162): the step h acts as a regularizer. The study compares gradient descent with three flows after the
+same time, for steps that are halved each time. The order of a flow is the power of h with which its distance from gradient descent falls.
 """
 
 from __future__ import annotations
@@ -34,34 +34,35 @@ def parabola(x: Tensor) -> Tensor:
 
 
 def product(x: Tensor) -> Tensor:
-    """(0.6 − xy)²/2, whose minima are a curve, along which the penalty chooses."""
+    """(0.6 − xy)²/2, whose minima are a curve; the penalty determines where on it gradient descent ends."""
     return (0.6 - x[0] * x[1]).square() / 2.0
 
 
 @dataclass(frozen=True)
 class Distance:
-    """How far from each flow gradient descent ends."""
+    """The distance between the end of gradient descent and the end of each flow."""
 
     step: float
     to: dict[str, float]
+    """By the name of the flow."""
 
 
 @dataclass(frozen=True)
 class Implicit(Findings):
-    """What :func:`run` found."""
+    """The result of :func:`run`."""
 
     parabola_end: float
     """Where gradient descent on the parabola ends."""
     parabola: Distance
     product: tuple[Distance, ...]
-    """With steps that halve, the longest first."""
+    """For steps that are halved each time, the longest first."""
 
     def setting(self) -> str:
         """What was run."""
         return f"(0.6 − xy)²/2 from (2.8, 0.4), and x²/2 from 1 with steps of {_STEP:g}; time {_TIME:g}, float64."
 
     def orders(self, flow: str) -> list[float]:
-        """log₂ of the ratio of distances, each time that the step halves."""
+        """The order between each step and the next: log₂ of the ratio of the distances, as the step is halved."""
         pairs = zip(self.product, self.product[1:], strict=False)
         return [math.log(long.to[flow] / short.to[flow]) / math.log(long.step / short.step) for long, short in pairs]
 
@@ -109,7 +110,7 @@ class Implicit(Findings):
         )
 
     def tables(self) -> list[Table]:
-        """One row a step, with orders from one to the next."""
+        """One row for each step, with the order from the step before."""
         rows: list[tuple[str, ...]] = []
         for position, distance in enumerate(self.product):
             orders = ["" if position == 0 else f"{self.orders(flow)[position - 1]:.2f}" for flow in _FLOWS]
@@ -119,7 +120,7 @@ class Implicit(Findings):
         return [Table("Distance of gradient descent on (0.6 − xy)²/2", ("h", *heading), tuple(rows))]
 
     def draw(self, figure: Figure) -> None:
-        """Distance over step, a line a flow."""
+        """Plot the distance over the step, with a line for each flow."""
         figure.set_size_inches(6.4, 4.4)
         axes = figure.subplots()
         steps = [distance.step for distance in self.product]
@@ -133,7 +134,7 @@ class Implicit(Findings):
 
 
 def run(options: Options) -> Implicit:
-    """Follow gradient descent and the flows. Takes no randomness."""
+    """Compute gradient descent and the flows. Uses no random numbers."""
     steps = [0.05, 0.025, 0.0125, 0.00625]
     one, corner = torch.ones(1, dtype=torch.float64), torch.tensor([2.8, 0.4], dtype=torch.float64)
     cases = [(parabola, one, _STEP), *[(product, corner, step) for step in steps]]
@@ -146,14 +147,14 @@ def run(options: Options) -> Implicit:
 
 
 def by_hand(step: float) -> list[float]:
-    """The distances on x²/2 from 1, where each flow is x' = −λx with λ = 1, 1 + h/2 and 1 + h/2 + h²/3."""
+    """The exact distances on x²/2 from x = 1, where the flows are x' = −λx with λ = 1, 1 + h/2 and 1 + h/2 + h²/3."""
     end = (1.0 - step) ** round(_TIME / step)
     rates = [1.0, 1.0 + step / 2.0, 1.0 + step / 2.0 + step**2 / 3.0]
     return [abs(end - math.exp(-_TIME * rate)) for rate in rates]
 
 
 def distance(loss: theory.flows.Loss, start: Tensor, step: float, substeps: int) -> Distance:
-    """How far from each flow gradient descent ends."""
+    """The distance between the end of gradient descent and the end of each flow."""
     velocities: dict[str, Callable[[Tensor], Tensor]] = {
         FLOW: partial(theory.gradient_flow, loss),
         MODIFIED: partial(theory.modified_flow, loss, lr=step),
@@ -164,7 +165,7 @@ def distance(loss: theory.flows.Loss, start: Tensor, step: float, substeps: int)
 
 
 def descend(loss: theory.flows.Loss, start: Tensor, step: float) -> Tensor:
-    """Where gradient descent is after the time."""
+    """The point that gradient descent reaches after _TIME."""
     x = start
     for _ in range(round(_TIME / step)):
         x = x + step * theory.gradient_flow(loss, x)
@@ -172,7 +173,7 @@ def descend(loss: theory.flows.Loss, start: Tensor, step: float) -> Tensor:
 
 
 def _integrate(velocity: Callable[[Tensor], Tensor], x: Tensor, substeps: int) -> Tensor:
-    """Where a flow is after the time, by the classical method of Runge and Kutta."""
+    """The point that a flow reaches after _TIME, by the classical Runge-Kutta method of order 4."""
     dt = _TIME / substeps
     for _ in range(substeps):
         a = velocity(x)

@@ -16,7 +16,7 @@ _Model = TypeVar("_Model", bound=nn.Module)
 
 
 def seeded(make: Callable[[], _Model], seed: int) -> _Model:
-    """A model with weights of this seed. torch's own random state is left as it was."""
+    """Make a model whose initial weights depend on this seed. Leaves torch's global random state unchanged."""
     with _seeding, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make()
@@ -44,7 +44,7 @@ class CharLSTM(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A decoder with the norm before each part (pre-LN) and heads of 32."""
+    """A pre-LN transformer decoder with attention heads of width 32."""
 
     def __init__(self, characters: int, width: int, context: int, layers: int = 2) -> None:
         super().__init__()
@@ -55,15 +55,15 @@ class Transformer(nn.Module):
         self.head = nn.Linear(width, characters)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """As :meth:`CharLSTM.forward`."""
+        """From numbers of characters to logits, as :meth:`CharLSTM.forward`."""
         hidden = self.blocks(self.embedding(inputs) + self.position)
         return cast("Tensor", self.head(self.norm(hidden)))
 
 
 def small_weights(model: Transformer) -> Transformer:
-    """The same model with the weights that GPT-2 begins with.
+    """Initialize the model as GPT-2 is, and return it.
 
-    Deviations of 0.02, by the root of their number less for the layers that add to the sum of all, and biases of 0.
+    Weights have a standard deviation of 0.02, divided by √k for the k layers that write to the residual stream. Biases are 0.
     """
     outputs = [layer for block in model.blocks for layer in cast("_Block", block).outputs]
     for module in model.modules():
@@ -86,7 +86,7 @@ class _Block(nn.Module):
 
     @property
     def outputs(self) -> tuple[nn.Module, nn.Module]:
-        """The layers whose results are added to the hidden values."""
+        """The layers whose outputs are added to the residual stream."""
         return self.projection, self.perceptron[-1]
 
     def forward(self, hidden: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The look that all figures share. Colours are Okabe and Ito's, which people with any colour vision tell apart."""
+"""The style of all figures of studies. The colours are Okabe and Ito's, which are distinct for people with colour blindness."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,20 +39,20 @@ _STYLE: dict[Any, Any] = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Draw and save within it."""
+    """A context manager in which figures are drawn and saved in this style."""
     with mpl.rc_context(_STYLE):
         yield
 
 
 def label(axes: Axes, title: str, x: str, y: str) -> None:
-    """Name the panel and its axes."""
+    """Set the title of a panel and the labels of its axes."""
     axes.set_title(title)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
 
 
 def plain_ticks(*axes: Axis) -> None:
-    """On logarithmic axes over few decades: 1, 2, 5, 10 instead of powers of 10 and what lies between."""
+    """Label logarithmic axes at 1, 2, 5, 10, 20, …, for axes that span few decades."""
     for axis in axes:
         axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}"))

@@ -1,4 +1,4 @@
-"""What a study found: claims with verdicts, tables, a figure; on the terminal, as JSON, as a plot."""
+"""The report of a study: claims with verdicts, tables and a figure, printed on the terminal or written as JSON and as a plot."""
 
 from __future__ import annotations
 
@@ -29,37 +29,37 @@ from normclip.studies import plot
 Verdict = Literal["holds", "partly", "does not hold here"]
 
 Progress = Callable[[int, int, str], None]
-"""Told how many steps are done, how many there are, and what is being done."""
+"""Called with the number of steps done, the number of all steps, and a label for the present one."""
 
-_NUMBERS = re.compile(r"\[[\d\s.,e+-]+\]")  # lists of numbers, which are written in a line
+_NUMBERS = re.compile(r"\[[\d\s.,e+-]+\]")  # lists of numbers, each of which goes on one line of the JSON
 _RAISED = str.maketrans("0123456789-.", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻·")
 _COLORS: dict[Verdict, str] = {"holds": "green", "partly": "yellow", "does not hold here": "red"}
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a study is to be run."""
+    """How to run a study."""
 
     quick: bool = False
-    """Sizes for a smoke run of seconds, whose figures mean little."""
+    """Use small sizes, for a smoke run of seconds whose figures mean little."""
     seed: int = 0
     progress: Progress = lambda *_: None
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What theory says beside what was measured."""
+    """A claim of the theory: the prediction, the measurement, and the verdict."""
 
     claim: str
     predicted: str
     measured: str
     verdict: Verdict
     criterion: str
-    """What the verdict was decided by."""
+    """The conditions for the verdicts "holds" and "partly"."""
 
 
 def judge(claim: str, predicted: str, measured: str, *, holds: bool, partly: bool = False, criterion: str) -> Claim:
-    """A claim with the verdict that its criteria give."""
+    """A claim with the verdict that follows from the two conditions."""
     verdict: Verdict = "holds" if holds else "partly" if partly else "does not hold here"
     return Claim(claim, predicted, measured, verdict, criterion)
 
@@ -75,15 +75,15 @@ class Table:
 
 @dataclass(frozen=True)
 class Findings(ABC):
-    """The measurements of one study, which are fields and go to the JSON, and what follows from them."""
+    """The measurements of one study, with the verdicts on its claims. The fields of subclasses are written to the JSON."""
 
     @abstractmethod
     def setting(self) -> str:
-        """What was run, at which size, in a line or two."""
+        """What was run, and at which size, in a line or two."""
 
     @abstractmethod
     def claims(self) -> list[Claim]:
-        """The claims of theory, judged by these measurements alone."""
+        """The claims of the theory, judged by these measurements alone."""
 
     @abstractmethod
     def tables(self) -> list[Table]:
@@ -96,7 +96,7 @@ class Findings(ABC):
 
 @dataclass(frozen=True)
 class Report:
-    """Findings, with all one needs to know to repeat them."""
+    """The findings of a study, with all that is needed to repeat it."""
 
     study: str
     title: str
@@ -149,14 +149,14 @@ class Report:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A few digits; a dash for what is not finite."""
+    """A number with a few digits; a dash if it is not finite."""
     if not math.isfinite(value):
         return "–"
     return f"{value:,.0f}" if abs(value) >= 1000.0 else f"{value:.{digits}g}"
 
 
 def _compact(value: Any) -> Any:
-    """Plain JSON: floats to six digits, for a record is read and compared by people, and null for what is not finite."""
+    """Plain values for JSON: floats rounded to six digits, as people read and compare the files, and None if they are not finite."""
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -181,7 +181,7 @@ def power(base: str, exponent: float, digits: int = 2) -> str:
 
 
 def spread(values: Sequence[float], digits: int = 3) -> str:
-    """The least and the largest of some values."""
+    """The smallest and the largest of some values, as text."""
     return f"{number(min(values), digits)} to {number(max(values), digits)}"
 
 

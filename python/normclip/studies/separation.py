@@ -1,8 +1,7 @@
-r"""The paper's gap: how many iterations clipping and gradient descent need where curvature grows with the gradient.
+r"""How many iterations clipping and plain gradient descent need if curvature grows with the gradient.
 
-On an (L0, L1)-smooth function a fixed step has to be short enough for the largest gradient on the way, M, so that gradient descent
-needs some :math:`L_1 M / L_0` times as many iterations as clipping, whose step adapts (Zhang et al. 2020, arXiv 1905.11881, theorems 3
-and 6).
+On an (L0, L1)-smooth function a fixed step has to be short enough for the largest gradient on the way, M. So gradient descent needs about
+:math:`L_1 M / L_0` times as many iterations as clipping, whose step adapts (Zhang et al. 2020, arXiv 1905.11881, theorems 3 and 6).
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ _METHODS = {
     EXACT: ("exact optimum of the bound", plot.ORANGE, "v-"),
     SMOOTH: ("1/(L0 + L1·n)", plot.GREEN, "^-"),
 }
-_FAR = 10.0  # a start is far where L1·M is this many times L0
+_FAR = 10.0  # a start is far from the minimum if L1·M is at least this many times L0
 
 
 @dataclass(frozen=True)
 class Problem:
-    """An (L0, L1)-smooth function of one variable, by its derivative, even in absolute value and growing."""
+    """An (L0, L1)-smooth even function of one variable, given by its derivative, whose absolute value grows with |x|."""
 
     name: str
     derivative: Callable[[float], float]
@@ -52,7 +51,7 @@ PROBLEMS = (
 
 @dataclass(frozen=True)
 class Row:
-    """The iterations from one start."""
+    """The number of iterations of each method from one start."""
 
     function: str
     start: float
@@ -65,7 +64,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Separation(Findings):
-    """What :func:`run` found."""
+    """The result of :func:`run`."""
 
     rows: tuple[Row, ...]
 
@@ -74,11 +73,11 @@ class Separation(Findings):
         return f"Iterations until |f'| ≤ {_TOLERANCE:g}: x⁴ with (L0, L1) = (16, 1), cosh with (1, 1)."
 
     def ratios(self, method: str, base: str, *, far: bool) -> list[float]:
-        """How many times the iterations of another each method needs, start by start."""
+        """The iterations of one method divided by those of another, for each start or for each far one."""
         return [row.iterations[method] / row.iterations[base] for row in self.rows if row.far or not far]
 
     def exponents(self, method: str) -> list[float]:
-        """The slope of log iterations over log M, by function, over the far starts."""
+        """For each function, the slope of log iterations over log M, from the far starts."""
         functions = dict.fromkeys(row.function for row in self.rows)
         chosen = [[row for row in self.rows if row.far and row.function == function] for function in functions]
         return [_slope([row.gradient for row in rows], [row.iterations[method] for row in rows]) for rows in chosen]
@@ -142,7 +141,7 @@ class Separation(Findings):
         ]
 
     def tables(self) -> list[Table]:
-        """One row a start."""
+        """One row for each start."""
         rows = tuple(
             (f"{row.function} from {row.start:g}", number(row.gradient), *(number(row.iterations[method], 4) for method in _METHODS))
             for row in self.rows
@@ -150,7 +149,7 @@ class Separation(Findings):
         return [Table("Iterations", ("start", "M", *_METHODS), rows)]
 
     def draw(self, figure: Figure) -> None:
-        """One panel a function, iterations over the largest gradient."""
+        """Plot iterations over the largest gradient, with a panel for each function."""
         figure.set_size_inches(9.6, 4.2)
         functions = list(dict.fromkeys(row.function for row in self.rows))
         panels = figure.subplots(1, len(functions), squeeze=False)[0]
@@ -163,7 +162,7 @@ class Separation(Findings):
 
 
 def run(options: Options) -> Separation:
-    """Count iterations from every start by every method. Takes no randomness, and no shorter form."""
+    """Count the iterations of every method from every start. Uses no random numbers; quick runs are the same."""
     cases = [(problem, start) for problem in PROBLEMS for start in problem.starts]
     rows: list[Row] = []
     for problem, start in cases:

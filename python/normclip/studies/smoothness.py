@@ -1,7 +1,7 @@
-r"""Whether the loss of an LSTM is (L0, L1)-smooth along its training, and what clipping makes of it.
+r"""Whether the loss of an LSTM is (L0, L1)-smooth along its training, and whether clipping then allows higher learning rates.
 
-Zhang et al. 2020 (arXiv 1905.11881), figures 1 and 2: local smoothness rises with the norm of the gradient, in a straight line of slope
-up to 1 on logarithmic axes; where it does, clipping can take learning rates that gradient descent cannot.
+Zhang et al. 2020 (arXiv 1905.11881), figures 1 and 2: on logarithmic axes, local smoothness rises with the norm of the gradient along a
+line of slope up to 1. Where it does, clipping can use learning rates at which plain gradient descent diverges.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ NONE, HARD, SOFT = "no clipping", "clipped", "soft clipping"
 LIMIT = 0.25
 _RULES: dict[str, Rule] = {NONE: Hard(math.inf), HARD: Hard(LIMIT), SOFT: Soft(LIMIT)}
 _LOOKS = {NONE: (plot.RED, "o-"), HARD: (plot.BLUE, "s-"), SOFT: (plot.GREEN, "^-")}
-_QUANTILE = 0.99  # of points that the fit has to bound: single noisy ones should not decide
-_CLEAR = 0.02  # nats by which a loss has to be lower to count as lower
+_QUANTILE = 0.99  # the share of points that the fit has to bound, so that single noisy points do not determine it
+_CLEAR = 0.02  # differences of the loss, in nats, up to which losses count as equal
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,15 @@ class Setting:
     """The size of the study."""
 
     rates: dict[str, tuple[float, ...]]
-    """By rule."""
+    """The learning rates for each rule."""
     steps: int
     width: int
     batch: int
     length: int
     probed: dict[str, float]
-    """Where local smoothness is measured: the rate by rule."""
+    """The runs along which local smoothness is measured: a learning rate by rule."""
     every: int
-    """Steps from one measurement to the next."""
+    """The number of steps from one measurement to the next."""
 
 
 _RATES = {NONE: (1.0, 2.0, 4.0, 8.0, 15.0, 30.0), HARD: (2.0, 8.0, 15.0, 30.0), SOFT: (15.0, 30.0)}
@@ -61,14 +61,14 @@ class Run:
     rule: str
     rate: float
     final: float
-    """The loss at the end; infinite if it left the finite numbers."""
+    """The final loss; infinite if it became NaN or infinite."""
     clipped: float
-    """The share of steps that were made shorter."""
+    """The share of steps with a coefficient below 1."""
 
 
 @dataclass(frozen=True)
 class Path:
-    """Local smoothness along a run, and what was fitted to it."""
+    """Local smoothness along a run, and the fit to it."""
 
     rule: str
     rate: float
@@ -83,11 +83,11 @@ class Path:
 
 @dataclass(frozen=True)
 class Smoothness(Findings):
-    """What :func:`run` found."""
+    """The result of :func:`run`."""
 
     size: Setting
     hopeless: float
-    """The loss of a guess at random, ln of the number of characters: what ends above has diverged."""
+    """The loss of a random guess, ln of the number of characters. Runs with a higher final loss have diverged."""
     runs: tuple[Run, ...]
     paths: tuple[Path, ...]
 
@@ -100,7 +100,7 @@ class Smoothness(Findings):
         )
 
     def loss(self, rule: str, rate: float) -> float:
-        """The loss at the end of a run; infinite if it diverged."""
+        """The final loss of a run; infinite if it diverged."""
         final = next(run.final for run in self.runs if (run.rule, run.rate) == (rule, rate))
         return final if final <= self.hopeless else math.inf
 
@@ -197,7 +197,7 @@ class Smoothness(Findings):
         ]
 
     def tables(self) -> list[Table]:
-        """Losses by rate, and what was fitted."""
+        """The losses by rate, and the fits to local smoothness."""
         rules = list(_RULES)
         rows = tuple((f"{rate:g}", *(self._cell(rule, rate) for rule in rules)) for rate in self._all_rates())
         fits = tuple(
@@ -225,7 +225,7 @@ class Smoothness(Findings):
         return f"{loss} ({found.clipped:.0%})" if rule == HARD else loss
 
     def draw(self, figure: Figure) -> None:
-        """Smoothness over norm for each path, and loss over rate."""
+        """Plot smoothness over norm for each path, and loss over rate."""
         figure.set_size_inches(12.0, 4.2)
         *scatters, losses = figure.subplots(1, len(self.paths) + 1)
         for axes, path in zip(scatters, self.paths, strict=True):
@@ -240,7 +240,7 @@ class Smoothness(Findings):
 
 
 def _by(plain: float, clipped: float) -> float:
-    """By how much clipping lowers a loss; 0 where both are infinite."""
+    """By how much clipping lowers a loss; 0 if both are infinite."""
     return 0.0 if plain == clipped else plain - clipped
 
 
@@ -285,7 +285,7 @@ def _train(size: Setting, rule: str, rate: float, seed: int, tick: Callable[[int
 
 
 def _probed(step: Step, probe: SmoothnessProbe, every: int) -> Step:
-    """The same step, along which smoothness is measured now and then. The gradients are those of the same batch."""
+    """The same step, with smoothness measured in every ``every``-th one, on the batch of the step."""
 
     def probed(index: int, batch: Batch) -> tuple[float, float]:
         if index % every:
@@ -297,7 +297,7 @@ def _probed(step: Step, probe: SmoothnessProbe, every: int) -> Step:
 
 
 def path_of(rule: str, rate: float, every: int, norms: Sequence[float], smoothness: Sequence[float]) -> Path:
-    """Points of a probe, less those that are not finite, and the fit to them."""
+    """The finite points of a probe, and the fit to them."""
     points = [(index * every, n, L) for index, (n, L) in enumerate(zip(norms, smoothness, strict=True)) if math.isfinite(n * L)]
     kept = tuple(n for _, n, _ in points), tuple(L for _, _, L in points)
     fit = fit_l0_l1(kept[1], kept[0], quantile=_QUANTILE)

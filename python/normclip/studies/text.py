@@ -1,4 +1,4 @@
-"""Text to learn: the manual of Python that the standard library carries as `pydoc_data.topics`."""
+"""The text that the models are trained on: Python's manual, which the standard library contains as `pydoc_data.topics`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text as numbers of characters."""
+    """A text as a tensor of character numbers."""
 
     characters: str
-    """The vocabulary: what the numbers stand for."""
+    """The vocabulary: a character's number is its index here."""
     encoded: Tensor
 
     def batches(self, *, size: int, length: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Endless batches of random windows: inputs and, one character on, targets, each of shape (size, length)."""
+        """An endless iterator of batches of random windows: inputs and targets, shifted by one character, of shape (size, length)."""
         generator = torch.Generator().manual_seed(seed)
         window = torch.arange(length + 1)
         while True:

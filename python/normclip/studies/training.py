@@ -1,4 +1,4 @@
-"""Training runs: one thread each, as many at once as there are CPUs, so that results depend on the seed alone."""
+"""Training runs. Each uses one thread, so that its results depend on the seed alone; several run at once, on all CPUs."""
 
 from __future__ import annotations
 
@@ -22,24 +22,25 @@ Batch = tuple[Tensor, Tensor]
 Batches = Iterator[Batch]
 
 Step = Callable[[int, Batch], tuple[float, float]]
-"""Updates the parameters by the gradients that they hold; returns the gradients' norm and what the step was multiplied by."""
+"""Called with the number of the step and its batch, after backward. Updates the parameters and returns the norm of the gradients and the
+factor by which the step was shortened."""
 
 _Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The course of a run, one number a step."""
+    """The course of a training run, with one number for each step."""
 
     losses: tuple[float, ...]
     norms: tuple[float, ...]
     coefficients: tuple[float, ...]
     planned: int
-    """The steps that were asked for; a run that has left the finite numbers ends before."""
+    """The number of steps that were requested. A run whose loss becomes NaN or infinite ends earlier."""
 
     @property
     def final(self) -> float:
-        """The mean loss of the last tenth of the steps; infinite for a run that has not come through."""
+        """The mean loss of the last tenth of the steps; infinite for a run that ended early."""
         if len(self.losses) < self.planned:
             return math.inf
         last = self.losses[-max(1, self.planned // 10) :]
@@ -47,12 +48,12 @@ class Trained:
 
     @property
     def clipped(self) -> float:
-        """The share of steps that were made shorter."""
+        """The share of steps with a coefficient below 1."""
         return sum(coefficient < 1.0 for coefficient in self.coefficients) / max(1, len(self.coefficients))
 
 
 def train(model: nn.Module, batches: Batches, step: Step, *, steps: int, tick: Callable[[int], None]) -> Trained:
-    """Backpropagate the loss of a batch and take a step, again and again."""
+    """Train a model: for each step, backpropagate the loss of a batch and call ``step``."""
     losses: list[float] = []
     norms: list[float] = []
     coefficients: list[float] = []
@@ -73,7 +74,7 @@ def train(model: nn.Module, batches: Batches, step: Step, *, steps: int, tick: C
 
 
 def clipped_step(model: nn.Module, optimizer: torch.optim.Optimizer, rule: Rule) -> Step:
-    """Clip by a rule, then let the optimizer step."""
+    """A training step that clips by a rule and then calls the optimizer."""
 
     def step(index: int, batch: Batch) -> tuple[float, float]:
         clipped = clip_grads_(model, rule)
@@ -84,7 +85,7 @@ def clipped_step(model: nn.Module, optimizer: torch.optim.Optimizer, rule: Rule)
 
 
 class Ticker:
-    """Counts steps of several threads together and tells how far they are."""
+    """Adds up the steps of runs in several threads, and reports their progress."""
 
     def __init__(self, total: int, progress: Progress) -> None:
         self._total, self._progress = total, progress
@@ -92,7 +93,7 @@ class Ticker:
         self._lock = Lock()
 
     def counter(self, label: str) -> Callable[[int], None]:
-        """A function that counts steps of the run of this name."""
+        """A function for one run to call with the number of steps that it has done."""
 
         def tick(steps: int) -> None:
             with self._lock:
@@ -103,7 +104,7 @@ class Ticker:
 
 
 def side_by_side(jobs: Sequence[Callable[[], _Result]]) -> list[_Result]:
-    """The results of jobs, each of which runs on one thread."""
+    """Run jobs in parallel, each with one torch thread, and return their results in order."""
     before = torch.get_num_threads()
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(1)

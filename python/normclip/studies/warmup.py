@@ -1,8 +1,8 @@
 r"""Whether a limit on the predicted descent makes warm-up unnecessary.
 
-A step of update u and rate η is predicted to lower the loss by :math:`\eta\, u \cdot g`. Early in training that promises more than there
-is, and rates are warmed up; instead one can shrink the rate by :math:`\min(1, T / (u \cdot g))` (Su: kexue.fm/archives/10657). For SGD,
-whose update is the gradient, that is a clip rule; for Adam the update is known only when the step is done.
+A step with update u and learning rate η is predicted to lower the loss by :math:`\eta\, u \cdot g`. Early in training the true descent is
+smaller, which is one reason to warm up the rate. Instead, the rate can be multiplied by :math:`\min(1, T / (u \cdot g))` (Su:
+kexue.fm/archives/10657). For SGD, whose update is the gradient, that is a clip rule. Adam's update is known only when the step is done.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TITLE = "a limit on the predicted descent against warm-up"
 
 SGD, ADAM = "SGD", "Adam"
 NEITHER, WARMUP, LIMIT = "neither", "warm-up", "limit"
-_CLEAR = 0.02  # nats within which losses count as equal
+_CLEAR = 0.02  # differences of the loss, in nats, up to which losses count as equal
 _COLORS = {NEITHER: plot.RED, WARMUP: plot.ORANGE}
 _LIMIT_COLORS = (plot.SKY, plot.BLUE, plot.GREEN, plot.PURPLE)
 
@@ -50,11 +50,11 @@ class Setting:
 
     rates: dict[str, float]
     limits: dict[str, tuple[float, ...]]
-    """T, the least first, in steps of a factor of 4."""
+    """The limits T for each optimizer, from the smallest, each 4 times the one before."""
     shapes: dict[str, Shape]
     steps: int
     warmup: int
-    """Steps over which the rate rises from 0 with warm-up."""
+    """The number of steps over which warm-up raises the rate from 0."""
 
 
 _RATES = {SGD: 15.0, ADAM: 0.03}
@@ -71,19 +71,19 @@ class Run:
     optimizer: str
     plan: str
     limit: float | None
-    """T, if that is the plan."""
+    """T for the plan "limit", else None."""
     final: float
-    """The loss at the end; infinite if it left the finite numbers."""
+    """The final loss; infinite if it became NaN or infinite."""
     early: float
-    """The share of steps that the limit made shorter while the others warm up,"""
+    """The share of steps that the limit shortened, among the first ``Setting.warmup`` steps."""
     late: float
-    """and after that."""
+    """The share of steps that the limit shortened, among the later steps."""
     least: float
-    """The least factor that the rate was multiplied by."""
+    """The smallest factor that the rate was multiplied by."""
     losses: tuple[float, ...]
-    """The course of training: means over sixtieths of it,"""
+    """The mean loss of each sixtieth of training."""
     factors: tuple[float, ...]
-    """and of the factor."""
+    """The mean factor of each sixtieth of training."""
 
     @property
     def name(self) -> str:
@@ -93,11 +93,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Warmup(Findings):
-    """What :func:`run` found."""
+    """The result of :func:`run`."""
 
     size: Setting
     hopeless: float
-    """The loss of a guess at random: what ends above has diverged."""
+    """The loss of a random guess. Runs with a higher final loss have diverged."""
     runs: tuple[Run, ...]
 
     def setting(self) -> str:
@@ -110,11 +110,11 @@ class Warmup(Findings):
         )
 
     def of(self, optimizer: str, plan: str) -> list[Run]:
-        """The runs of a plan; several for the limit."""
+        """The runs of an optimizer and a plan: one for each T for the plan "limit", else one."""
         return [run for run in self.runs if (run.optimizer, run.plan) == (optimizer, plan)]
 
     def loss(self, run: Run) -> float:
-        """At the end; infinite if the run diverged."""
+        """The final loss; infinite if the run diverged."""
         return run.final if run.final <= self.hopeless else math.inf
 
     def claims(self) -> list[Claim]:
@@ -166,7 +166,7 @@ class Warmup(Findings):
         ]
 
     def tables(self) -> list[Table]:
-        """One row a run."""
+        """One row for each run."""
         rows = tuple(
             (f"{run.optimizer}, {run.name}", _loss(self.loss(run)), f"{run.early:.0%}", f"{run.late:.0%}", number(run.least, 2))
             for run in self.runs
@@ -174,7 +174,7 @@ class Warmup(Findings):
         return [Table("Final loss, and share of steps that were limited", ("run", "loss", "early", "later", "least factor"), rows)]
 
     def draw(self, figure: Figure) -> None:
-        """Losses over training, a panel an optimizer, and what the rate was multiplied by."""
+        """Plot losses and rate factors over training, with a column for each optimizer."""
         figure.set_size_inches(12.0, 6.4)
         panels = figure.subplots(2, 2, sharex=True, height_ratios=(3, 2))
         for column, optimizer in enumerate((SGD, ADAM)):
@@ -224,13 +224,13 @@ def run(options: Options) -> Warmup:
 def _train(size: Setting, optimizer: str, plan: str, limit: float | None, seed: int, tick: Callable[[int], None]) -> Run:
     corpus = manual()
     characters, (width, batch, length) = len(corpus.characters), size.shapes[optimizer]
-    # Of the two models each is trained by the optimizer that is usual for it, at a rate that calls for warm-up.
+    # Each model is trained by the optimizer that is usual for it, at a rate that is too high without warm-up.
     model = seeded(lambda: CharLSTM(characters, width) if optimizer == SGD else Transformer(characters, width, length), seed)
     algorithm = {SGD: torch.optim.SGD, ADAM: torch.optim.Adam}[optimizer]
     stepper = algorithm(model.parameters(), lr=size.rates[optimizer])
     step: Step
     if limit is not None and optimizer == SGD:
-        step = clipped_step(model, stepper, DescentLimit(limit))  # u = g, so that the rule knows u·g by the norm
+        step = clipped_step(model, stepper, DescentLimit(limit))  # u = g, so the rule computes u·g from the norm
     elif limit is not None:
         step = limited_step(model, stepper, DescentLimit(limit))
     else:
@@ -242,7 +242,7 @@ def _train(size: Setting, optimizer: str, plan: str, limit: float | None, seed: 
     factors, window = trained.coefficients, _window(size)
     early, late = (_share(part) for part in (factors[: size.warmup], factors[size.warmup :]))
     if plan == WARMUP:
-        early = late = 0.0  # these steps were made shorter by the clock
+        early = late = 0.0  # warm-up shortened these steps, not a limit
     return Run(optimizer, plan, limit, trained.final, early, late, min(factors), _means(trained.losses, window), _means(factors, window))
 
 
@@ -251,7 +251,7 @@ def _share(factors: Sequence[float]) -> float:
 
 
 def _warmed(step: Step, optimizer: torch.optim.Optimizer, warmup: int) -> Step:
-    """The same step with a rate that rises linearly."""
+    """The same step, with a learning rate that rises linearly over the warm-up steps."""
     rates = [group["lr"] for group in optimizer.param_groups]
 
     def warmed(index: int, batch: Batch) -> tuple[float, float]:
@@ -265,7 +265,7 @@ def _warmed(step: Step, optimizer: torch.optim.Optimizer, warmup: int) -> Step:
 
 
 def limited_step(model: nn.Module, optimizer: torch.optim.Optimizer, rule: DescentLimit) -> Step:
-    """Lets the optimizer step, and takes back what exceeds the limit of u·g."""
+    """A training step that lets the optimizer step, and then shortens the step if u·g exceeds the limit."""
     parameters = list(model.parameters())
     rate = optimizer.param_groups[0]["lr"]
 

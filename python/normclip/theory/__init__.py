@@ -1,14 +1,14 @@
 """The theory of clipping as functions: predicted descent, (L0, L1)-smoothness, implicit regularization.
 
-- Descent: :func:`predicted_descent`, :func:`sgd_descent`, :func:`sign_descent`, :func:`rate_scaling`. To limit the predicted descent of a
-  step there is :class:`normclip.rules.DescentLimit`.
-- Smoothness: :func:`gradient_bound`, :func:`descent_bound`, the constants of Zhang's theorems in :func:`clipped_gd`, :func:`fixed_gd`,
-  :func:`clipped_sgd` and :func:`fixed_sgd`, and, to find L0 and L1, :class:`SmoothnessProbe` and :func:`fit_l0_l1`. The step that L0 and
-  L1 allow is :class:`normclip.rules.Smoothness`.
+- Descent: :func:`predicted_descent`, :func:`sgd_descent`, :func:`sign_descent`, :func:`rate_scaling`. The rule
+  :class:`normclip.rules.DescentLimit` limits the predicted descent of a step.
+- Smoothness: the bounds :func:`gradient_bound` and :func:`descent_bound`; the constants of Zhang's theorems in :func:`clipped_gd`,
+  :func:`fixed_gd`, :func:`clipped_sgd` and :func:`fixed_sgd`; to find L0 and L1, :class:`SmoothnessProbe` and :func:`fit_l0_l1`. The rule
+  :class:`normclip.rules.Smoothness` takes the step that L0 and L1 allow.
 - Implicit regularization: :func:`implicit_penalty`, :func:`explicit_penalty`, :func:`gradient_flow`, :func:`modified_flow` and
   :func:`next_order_flow`.
 
-torch is imported only by what takes tensors.
+Only the functions that take tensors import torch.
 """
 
 from normclip.theory.descent import predicted_descent, rate_scaling, sgd_descent, sign_descent

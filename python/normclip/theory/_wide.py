@@ -1,4 +1,4 @@
-"""Arithmetic on floats in which nothing overflows, underflows or cancels before the result is rounded."""
+"""Decimal arithmetic of 50 digits and any exponent, so that intermediate results of a formula lose no digits and never overflow."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ _CONTEXT = Context(prec=50, Emin=MIN_EMIN, Emax=MAX_EMAX, traps=[])
 
 @contextmanager
 def wide(*numbers: float) -> Iterator[tuple[Decimal, ...]]:
-    """Numbers of 50 digits and any exponent, to compute with meanwhile. ``float`` rounds a result: what is too large for one is ``inf``.
+    """A context manager that yields floats as Decimals and sets the precision of computing with them.
+
+    ``float`` rounds a result at the end, to ``inf`` if it is too large. A quotient by 0 is infinite.
 
     Args:
-        *numbers: Finite floats, taken as they are. A quotient by 0 is infinite.
+        *numbers: Finite floats, which are converted exactly.
     """
     with localcontext(_CONTEXT):
         yield tuple(map(Decimal, numbers))

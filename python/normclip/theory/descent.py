@@ -15,11 +15,9 @@ def predicted_descent(updates: Tensors, gradients: Tensors, lr: float) -> Any:
 
     .. math:: L(\theta) - L(\theta - \eta u) \approx \eta\, \langle u, g \rangle
 
-    :class:`normclip.rules.DescentLimit` limits it.
-
     Args:
         updates: The direction u of the step before the learning rate, as for :func:`normclip.dot`.
-        gradients: The gradient g, likewise.
+        gradients: The gradient g, as for :func:`normclip.dot`.
         lr: The learning rate η.
 
     Returns:
@@ -58,12 +56,12 @@ def sgd_descent(norm: Scalar, lr: float) -> Scalar:
 
 
 def sign_descent(l1: Scalar, lr: float) -> Scalar:
-    r"""The predicted descent of sign descent, whose update is the sign of the gradient, and which stands for Adam.
+    r"""The predicted descent of sign descent, whose update is the sign of the gradient. It is a simple model of Adam.
 
     .. math:: \eta\, \|g\|_1 = \eta\, \sqrt{N}\, \|g\|_2 \cos(\operatorname{sign} g, g)
 
-    where N is the number of elements that are not zero. So where norm and cosine do not depend on the size of a model, the rate should go
-    like :func:`rate_scaling`.
+    where N is the number of elements that are not zero. So if norm and cosine do not depend on the size of a model, the learning rate
+    should scale by :func:`rate_scaling`.
 
     Args:
         l1: :math:`\|g\|_1`, as in ``normclip.grad_stats(model).l1``.
@@ -83,15 +81,15 @@ def sign_descent(l1: Scalar, lr: float) -> Scalar:
 
 
 def rate_scaling(elements: float, reference_elements: float) -> float:
-    r"""What to multiply the learning rate of Adam by for a model of another size: four times the parameters, half the rate.
+    r"""What to multiply the learning rate of Adam by for a model of another size: with four times the parameters, by one half.
 
     .. math:: \Big(\frac{N}{N_0}\Big)^{-1/2}
 
-    It keeps the predicted descent of :func:`sign_descent`, if norm and sign-cosine of the gradient are the same for both models.
+    This keeps the predicted descent of :func:`sign_descent` if norm and sign-cosine of the gradient are the same for both models.
 
     Args:
-        elements: The number of elements N > 0.
-        reference_elements: The number N₀ > 0 for which the rate is known.
+        elements: The number of elements N > 0 of the new model.
+        reference_elements: The number of elements N₀ > 0 of the model whose learning rate is known.
 
     Returns:
         The factor.

@@ -1,7 +1,8 @@
 r"""Implicit regularization: the flow that gradient descent with a step h > 0 follows.
 
-Gradient descent is not on the path :math:`\dot\theta = -g` but, to second order in h, on that of the loss
-:math:`\tilde L = L + \tfrac{h}{4}\|g\|^2`: large steps shy away from large gradients. The penalty is free where the norm is known.
+Gradient descent does not follow the flow :math:`\dot\theta = -g` but, to second order in h, the gradient flow of the loss
+:math:`\tilde L = L + \tfrac{h}{4}\|g\|^2`: large steps avoid regions of large gradients. Where the norm is known anyway, as after clipping,
+the penalty costs nothing to compute.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ if TYPE_CHECKING:
     import torch
 
 Loss: TypeAlias = "Callable[[torch.Tensor], torch.Tensor]"
-"""From a point, a tensor of any shape, to a loss, a tensor of one element."""
+"""A function from a point, which is a tensor of any shape, to a loss, which is a tensor of one element."""
 
 
 def implicit_penalty(norm: Scalar, lr: float) -> Scalar:
-    r"""What gradient descent adds to the loss by the length of its step: :math:`\tfrac{h}{4} n^2`.
+    r"""The penalty that gradient descent with the step h implicitly adds to the loss: :math:`\tfrac{h}{4} n^2`.
 
     Args:
         norm: The norm n of the gradient, as clipping returns it: a float, or a scalar of NumPy or torch.
@@ -39,14 +40,15 @@ def implicit_penalty(norm: Scalar, lr: float) -> Scalar:
 
 
 def explicit_penalty(loss: torch.Tensor, parameters: torch.Tensor | Iterable[torch.Tensor], strength: float) -> torch.Tensor:
-    r"""The same penalty as a term to add to the loss: :math:`\tfrac{s}{4} \|\nabla L\|^2`, which can be differentiated.
+    r"""The penalty of :func:`implicit_penalty` as a differentiable term to add to the loss: :math:`\tfrac{s}{4} \|\nabla L\|^2`.
 
-    With small steps and strength s it does what steps h = s do by themselves. Backpropagating through it costs about another two passes.
+    Training with small steps and this term of strength s has the effect of training with steps h = s. Backpropagating through it costs
+    about two more passes.
 
     Args:
-        loss: A loss, a tensor of one element whose graph is still there.
-        parameters: What to differentiate it by; those that it does not depend on count as gradients of 0.
-        strength: s.
+        loss: The loss, a tensor of one element whose graph has not been freed.
+        parameters: The parameters to differentiate by. One that the loss does not depend on has a gradient of 0.
+        strength: The strength s.
 
     Returns:
         A 0-dim tensor, connected to the parameters.
@@ -72,7 +74,7 @@ def explicit_penalty(loss: torch.Tensor, parameters: torch.Tensor | Iterable[tor
 
 
 def gradient_flow(loss: Loss, point: torch.Tensor) -> torch.Tensor:
-    r"""The velocity of steepest descent: :math:`\dot\theta = -g`. Gradient descent stays within O(h) of it.
+    r"""The velocity of gradient flow, :math:`\dot\theta = -g`. Gradient descent stays within O(h) of this flow.
 
     Args:
         loss: The function.
@@ -85,7 +87,7 @@ def gradient_flow(loss: Loss, point: torch.Tensor) -> torch.Tensor:
 
 
 def modified_flow(loss: Loss, point: torch.Tensor, lr: float) -> torch.Tensor:
-    r"""The velocity of the flow within O(h²) of which gradient descent stays.
+    r"""The velocity of a flow that gradient descent stays within O(h²) of.
 
     .. math:: \dot\theta = -g - \frac{h}{2} H g = -\nabla\Big(L + \frac{h}{4}\|g\|^2\Big)
 
@@ -110,7 +112,7 @@ def modified_flow(loss: Loss, point: torch.Tensor, lr: float) -> torch.Tensor:
 
 
 def next_order_flow(loss: Loss, point: torch.Tensor, lr: float) -> torch.Tensor:
-    r"""The velocity of the flow within O(h³) of which gradient descent stays.
+    r"""The velocity of a flow that gradient descent stays within O(h³) of.
 
     .. math:: \dot\theta = -g - \frac{h}{2} H g - h^2 \Big(\frac13 H^2 g + \frac1{12} \nabla^3 L[g, g]\Big)
 
@@ -135,11 +137,11 @@ def next_order_flow(loss: Loss, point: torch.Tensor, lr: float) -> torch.Tensor:
 
 
 def _derivatives(loss: Loss, point: torch.Tensor, order: int) -> list[torch.Tensor]:
-    """The gradient g; from order 2 also Hg; at order 3 also H²g and ∇³L[g, g]."""
+    """The derivatives [g, Hg, H²g, ∇³L[g, g]] for order 3, the first two for order 2, and the first for order 1."""
     import torch
 
     def gradient(scalar: torch.Tensor) -> torch.Tensor:
-        if not scalar.requires_grad:  # it does not depend on θ any more, as the Hessian of a parabola
+        if not scalar.requires_grad:  # does not depend on θ, such as a derivative of the constant Hessian of a parabola
             return torch.zeros_like(theta)
         return torch.autograd.grad(scalar, theta, create_graph=True, materialize_grads=True)[0]
 

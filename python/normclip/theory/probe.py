@@ -1,4 +1,4 @@
-"""Local smoothness along the steps of training, measured without a trace."""
+"""Measures local smoothness along the steps of training, and leaves the model as the step left it."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ if TYPE_CHECKING:
 
 
 class SmoothnessProbe:
-    r"""Measures how fast the gradient changes along each step of training, by the secant.
+    r"""Measures how fast the gradient changes along each step of training, as the slope of a secant.
 
     .. math:: \hat L = \max_t \frac{\|\nabla f(x + t d) - \nabla f(x)\|}{\|t d\|}, \qquad d = x_{k+1} - x_k
 
-    All gradients are of the same batch and see the same random numbers (dropout), buffers and modes as the step began with. Afterwards
-    the model is exactly as the step left it: parameters, buffers, gradients, modes and torch's random state on the CPU and on CUDA,
-    bit for bit. It costs a forward and a backward pass for each fraction and one for x, and the memory of six more gradients.
+    All these gradients are computed on the batch of the step, with the random numbers (dropout), buffers and modes that it began with.
+    Afterwards the model is exactly as the step left it: parameters, buffers, gradients, modes and torch's random state on the CPU and on
+    CUDA, bit for bit. A measurement costs a forward and a backward pass for x and for each fraction, and the memory of six more gradients.
 
     Args:
-        model: The model that is trained. Parameters that need no gradient are no part of x.
+        model: The model that is trained. Parameters that do not require a gradient are not part of x.
         fractions: The fractions t of the step, in (0, 1].
 
     Attributes:
-        smoothness: L̂ of each step; NaN for a step of length 0, or where something was not finite.
-        norms: The norm of the gradient at x of each step. With ``smoothness`` what :func:`fit_l0_l1` takes.
+        smoothness: L̂ of each step; NaN for a step of length 0, or if a gradient or the step was not finite.
+        norms: The norm of the gradient at x of each step. ``fit_l0_l1(probe.smoothness, probe.norms)`` fits L0 and L1.
 
     Raises:
-        ValueError: There is no fraction, or one is out of its range.
+        ValueError: ``fractions`` is empty, or a fraction is out of its range.
 
     References:
         Zhang, He, Sra, Jadbabaie: Why gradient clipping accelerates training, 2020 (arXiv 1905.11881).
@@ -59,14 +59,16 @@ class SmoothnessProbe:
 
     @contextmanager
     def step(self, loss: Callable[[], torch.Tensor]) -> Iterator[None]:
-        """Surrounds a step of training: forward, backward, clipping and ``optimizer.step()``, as often as you like.
+        """A context manager for one training step: forward, backward, clipping and ``optimizer.step()``, each any number of times.
+
+        If the block raises, nothing is measured.
 
         Args:
-            loss: Computes the loss of the step's batch from the model, and does nothing else: no ``backward()``, no ``zero_grad()``. It is
-                called when the step is done. Should the step raise, nothing is measured.
+            loss: A function that computes the loss of the step's batch, without calling ``backward()`` or ``zero_grad()``. It is called
+                several times when the block ends.
 
         Raises:
-            ValueError: No parameter of the model needs a gradient.
+            ValueError: No parameter of the model requires a gradient.
         """
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         if not parameters:
@@ -82,11 +84,11 @@ class SmoothnessProbe:
 
         try:
             gradient = gradient_at(start)
-            # One by one, as a tensor that is the gradient of two parameters counts for both.
+            # One tensor at a time, as a list would count a tensor once that is the gradient of two parameters.
             norm, smoothness = sum(map(Moments.of, gradient), Moments()).l2, []
             for fraction in self.fractions:
                 point = end if fraction == 1.0 else [x + fraction * (y - x) for x, y in zip(start, end, strict=True)]
-                distance = _distance(point, start)  # of the points as they are, rounded
+                distance = _distance(point, start)  # measured, as the rounded points are not exactly this fraction of the step apart
                 smoothness.append(_distance(gradient_at(point), gradient) / distance if distance > 0.0 else math.nan)
         finally:
             after.restore()
@@ -96,13 +98,13 @@ class SmoothnessProbe:
 
 
 class _State:
-    """All that a forward pass sees or changes, apart from parameters: buffers, modes and random state."""
+    """All state besides parameters that a forward pass reads or changes: buffers, modes and random state."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         import torch
 
         self.modes = [(module, module.training) for module in model.modules()]
-        # Buffers by the modules that hold them, as a forward pass may put other tensors there.
+        # With the modules that hold the buffers, as a forward pass may replace a buffer by another tensor.
         self.buffers = [
             (module, name, buffer, None if buffer is None else buffer.detach().clone())
             for module in model.modules()
@@ -117,7 +119,7 @@ class _State:
         for module, mode in self.modes:
             module.training = mode
         for module, _ in self.modes:
-            module._buffers.clear()  # of such as have been made since
+            module._buffers.clear()  # buffers that were added since
         for module, name, buffer, value in self.buffers:
             module._buffers[name] = buffer
             if buffer is not None and value is not None:
@@ -130,14 +132,14 @@ class _State:
 def _assign(tensors: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
     import torch
 
-    # By .data, as autograd need not know: the last of these assignments puts back what was there.
+    # Through .data, without raising version counters, as the last of these assignments restores the values that autograd knows.
     for tensor, value in zip(tensors, values, strict=True):
         tensor.data.copy_(value)
-    torch.clear_autocast_cache()  # of narrow copies of what was there before
+    torch.clear_autocast_cache()  # which holds 16-bit copies of the old values
 
 
 def _gradient(loss: Callable[[], torch.Tensor], parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """The gradient of the loss, which leaves the parameters' own gradients alone."""
+    """The gradient of the loss, without writing the parameters' ``grad``."""
     import torch
 
     with torch.enable_grad():

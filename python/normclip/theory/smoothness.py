@@ -1,10 +1,11 @@
-r"""(L0, L1)-smoothness: what it bounds, which constants the theorems take, and which L0 and L1 fit what was measured.
+r"""(L0, L1)-smoothness: the bounds that follow from it, the constants of theorems on clipping, and a fit of L0 and L1 to measurements.
 
-A function is (L0, L1)-smooth where its curvature is bounded by its gradient (Zhang et al. 2020):
+A function is (L0, L1)-smooth if its curvature is bounded by its gradient (Zhang et al. 2020):
 
 .. math:: \|\nabla^2 f(x)\| \le L_0 + L_1 \|\nabla f(x)\|
 
-Two things that are often said of such functions are not quite true; :func:`gradient_bound` and :func:`descent_bound` are what is.
+Two bounds that are often stated for such functions do not hold in general; :func:`gradient_bound` and :func:`descent_bound` give correct
+ones.
 """
 
 from __future__ import annotations
@@ -25,20 +26,20 @@ from normclip.theory._wide import wide
 
 
 def gradient_bound(L0: float, L1: float, norm: float, distance: float) -> float:
-    r"""How much the gradient of an (L0, L1)-smooth function can change on the way from x to y.
+    r"""How much the gradient of an (L0, L1)-smooth function can change between x and y.
 
     .. math:: \|\nabla f(y) - \nabla f(x)\| \le (L_0 + L_1 n)\, \frac{e^{L_1 d} - 1}{L_1},
         \qquad n = \|\nabla f(x)\|,\; d = \|y - x\|
 
-    Often (L0 + L1·n)·d is given instead. That does not follow, and does not hold for every d: for θ⁴, which is (16, 1)-smooth, at 0 the
-    gradient changes by 4d³, more than 16d where d > 2. For d short against 1/L1 it holds up to a constant: as the gradient grows on the
-    way, so does the curvature that it allows.
+    Often (L0 + L1·n)·d is stated instead. That does not hold for every d: θ⁴ is (16, 1)-smooth, and its gradient changes between 0 and d by
+    4d³, which is more than 16d for d > 2. The reason is that the gradient may grow along the way, and with it the curvature that it allows.
+    For d short against 1/L1, the simpler bound holds up to a constant factor.
 
     Args:
         L0: L0 ≥ 0.
-        L1: L1 ≥ 0; with 0 the function is smooth in the usual sense, and the bound L0·d.
+        L1: L1 ≥ 0; with 0 the function is smooth in the usual sense, and the bound is L0·d.
         norm: The norm n of the gradient at x.
-        distance: d.
+        distance: d = ‖y − x‖.
 
     Returns:
         The bound; ``inf`` where it overflows.
@@ -53,8 +54,8 @@ def gradient_bound(L0: float, L1: float, norm: float, distance: float) -> float:
         >>> gradient_bound(L0=16.0, L1=1.0, norm=0.0, distance=3.0) > 4 * 3.0**3 > 16.0 * 3.0
         True
     """
-    with _on_the_way(L0, L1, norm, distance) as (curvature, d, t):
-        # (eᵗ − 1)/t, where that would cancel by its series.
+    with _decimals(L0, L1, norm, distance) as (curvature, d, t):
+        # (eᵗ − 1)/t; for small t, where the difference would cancel, by its series.
         share = (t.exp() - 1) / t if t > _SHORT else 1 + t / 2 + t * t / 6
         return float(curvature * d * share) if curvature else 0.0
 
@@ -65,10 +66,10 @@ def descent_bound(L0: float, L1: float, norm: float, distance: float) -> float:
     .. math:: f(y) - f(x) - \langle \nabla f(x), y - x \rangle \le \frac{L_0 + L_1 n}{L_1^2}\, \varphi(L_1 d),
         \qquad \varphi(t) = e^t - t - 1
 
-    Often :math:`\tfrac12 (L_0 + L_1 n) d^2` is given instead, as for smooth functions. That does not follow from the bound on the
-    curvature, which holds at x, and not on the way to y: for :math:`f(x) = e^x - x - 1`, which is (1, 1)-smooth, at x = 0 and y = 1 the
-    left side is 0.718, above 0.5. The bound here is attained by that function. The step 1/(L0 + L1·n) still descends, by less than the
-    quadratic bound claims; what minimizes this bound is :class:`normclip.rules.Smoothness` with ``exact=True``.
+    Often :math:`\tfrac12 (L_0 + L_1 n) d^2` is stated instead, as for smooth functions. That does not follow, as L0 + L1·n bounds the
+    curvature at x, not between x and y: for :math:`f(x) = e^x - x - 1`, which is (1, 1)-smooth, x = 0 and y = 1, the left side is 0.718,
+    above 0.5. This function attains the bound given here. The step 1/(L0 + L1·n) still descends, but by less than the quadratic bound
+    claims; the step that minimizes the bound given here is :class:`normclip.rules.Smoothness` with ``exact=True``.
 
     Args:
         L0: L0 ≥ 0.
@@ -89,26 +90,26 @@ def descent_bound(L0: float, L1: float, norm: float, distance: float) -> float:
         >>> round(descent_bound(L0=1.0, L1=1.0, norm=0.0, distance=1.0), 3)
         0.718
     """
-    with _on_the_way(L0, L1, norm, distance) as (curvature, d, t):
-        # φ(t)/t², likewise.
+    with _decimals(L0, L1, norm, distance) as (curvature, d, t):
+        # φ(t)/t²; for small t by its series.
         share = (t.exp() - t - 1) / t / t if t > _SHORT else (1 + t / 3 + t * t / 12) / 2
         return float(curvature * d * d * share) if curvature else 0.0
 
 
 _SHORT = Decimal("1e-8")
-"""From here on 50 digits are enough for what cancels, and before it three terms of a series."""
+"""Above this, 50 digits are enough despite the cancellation; up to it, three terms of the series are exact to float64."""
 
 
 @contextmanager
-def _on_the_way(L0: float, L1: float, norm: float, distance: float) -> Iterator[tuple[Decimal, Decimal, Decimal]]:
-    """L0 + L1·n, d and L1·d, to compute with. Without curvature nothing changes, however far e to the L1·d is out of reach."""
+def _decimals(L0: float, L1: float, norm: float, distance: float) -> Iterator[tuple[Decimal, Decimal, Decimal]]:
+    """L0 + L1·n, d and L1·d as Decimals, checked. Callers return 0 if the first is 0, where e^(L1·d) may be infinite."""
     given = {"L0": L0, "L1": L1, "norm": norm, "distance": distance}
     with wide(*(check_not_negative(name, value) for name, value in given.items())) as (l0, l1, n, d):
         yield l0 + l1 * n, d, l1 * d
 
 
 class ClipChoice(NamedTuple):
-    """A learning rate η and a limit γ for clipping with it: the step is η·min(1, γ/n)."""
+    """A learning rate η and a limit γ. The step of clipped gradient descent is η·min(1, γ/n)."""
 
     lr: float
     max_norm: float
@@ -119,8 +120,9 @@ def clipped_gd(L0: float, L1: float) -> ClipChoice:
 
     .. math:: \eta = \frac{1}{10 L_0}, \qquad \gamma = \min\Big(\frac1\eta, \frac{1}{10 L_1 \eta}\Big)
 
-    With them a number of steps of the order of :math:`L_0 \Delta/\varepsilon^2 + L_1^2 \Delta/L_0` reaches a gradient of norm ε, where Δ is
-    the height above the minimum: however large the gradient is on the way, in contrast to :func:`fixed_gd`.
+    Clipped gradient descent with these constants reaches a gradient of norm ε in a number of steps of the order of
+    :math:`L_0 \Delta/\varepsilon^2 + L_1^2 \Delta/L_0`, where Δ is the height of the start above the minimum. Unlike for :func:`fixed_gd`,
+    this number does not depend on how large gradients become.
 
     Args:
         L0: L0 > 0.
@@ -149,7 +151,7 @@ def fixed_gd(L0: float, L1: float, max_gradient: float) -> float:
     Args:
         L0: L0 > 0.
         L1: L1 ≥ 0.
-        max_gradient: M, the largest norm of the gradient where the function is not above its value at the start.
+        max_gradient: M ≥ 0, the largest norm of the gradient over the points where the function is at most its value at the start.
 
     Returns:
         η.
@@ -176,13 +178,13 @@ def clipped_sgd(L0: float, L1: float, noise: float, steps: int) -> ClipChoice:
         \qquad h_k = \eta \min\Big(1, \frac{\gamma}{\|g_k\| + \tau}\Big)
 
     so that steps are shorter than 1/(16·L1). The limit is compared with the norm plus τ: the coefficient is
-    ``rules.Hard(γ).coefficient(norm + noise)``. (Where :math:`h_k` is quoted as :math:`\min(\gamma/(\|g_k\| + \tau), \eta)`, a factor η is
-    missing: it would let steps grow as η shrinks.)
+    ``rules.Hard(γ).coefficient(norm + noise)``. (Some texts quote :math:`h_k` as :math:`\min(\gamma/(\|g_k\| + \tau), \eta)`. This lacks a
+    factor η: steps would grow as η shrinks.)
 
     Args:
         L0: L0 > 0.
         L1: L1 > 0.
-        noise: τ ≥ 0, the most by which a stochastic gradient is off.
+        noise: τ ≥ 0, a bound on the norm of a stochastic gradient's error.
         steps: The number T > 0 of steps.
 
     Returns:
@@ -205,17 +207,17 @@ def clipped_sgd(L0: float, L1: float, noise: float, steps: int) -> ClipChoice:
 
 
 def fixed_sgd(L1: float, max_gradient: float, noise: float, steps: int) -> float:
-    r"""The step of plain stochastic gradient descent, for which Zhang's theorem 8 gives a rate.
+    r"""The step of plain stochastic gradient descent, for which Zhang's theorem 8 gives a rate of convergence.
 
     .. math:: \eta = \min\Big(\frac{1}{\sqrt T}, \frac{1}{L_1 (M + \tau)}\Big)
 
-    The second keeps steps within 1/L1, where the function is bounded as a smooth one is, up to constants; the first balances descent and
-    noise over T steps. This is derived here, as the paper's proof asks for it; the wording of its theorem 8 has not been compared.
+    The second term keeps steps within 1/L1, where the function is bounded like a smooth one up to constants; the first balances descent and
+    noise over T steps. The formula was derived from what the paper's proof needs, and has not been compared with the wording of theorem 8.
 
     Args:
         L1: L1 ≥ 0.
         max_gradient: M ≥ 0, the largest norm of the gradient.
-        noise: τ ≥ 0, the most by which a stochastic gradient is off.
+        noise: τ ≥ 0, a bound on the norm of a stochastic gradient's error.
         steps: The number T > 0 of steps.
 
     Returns:
@@ -238,13 +240,14 @@ def fixed_sgd(L1: float, max_gradient: float, noise: float, steps: int) -> float
 
 @dataclass(frozen=True)
 class SmoothnessFit:
-    """What :func:`fit_l0_l1` has found.
+    """The result of :func:`fit_l0_l1`.
 
     Attributes:
         L0: L0 ≥ 0.
         L1: L1 ≥ 0.
-        correlation: The correlation of log L̂ and log n; NaN where one of them does not vary.
-        slope: The slope of the least-squares line of log L̂ over log n; NaN likewise. L1·n alone has slope 1, L0 alone 0.
+        correlation: The correlation of log L̂ and log n; NaN if one of them does not vary.
+        slope: The slope of the least-squares line of log L̂ over log n; NaN if one of them does not vary. For L̂ = L1·n it is 1, for
+            L̂ = L0 it is 0.
     """
 
     L0: float
@@ -254,12 +257,12 @@ class SmoothnessFit:
 
 
 def fit_l0_l1(smoothness: npt.ArrayLike, norms: npt.ArrayLike, quantile: float = 1.0) -> SmoothnessFit:
-    r"""The smallest (L0, L1) for which a share of the measured points satisfies L̂ ≤ L0 + L1·n.
+    r"""The smallest (L0, L1) with which a share of the measured points satisfies L̂ ≤ L0 + L1·n.
 
     Smallest means that the mean of the bounds L0 + L1·n over all points is least, with L0, L1 ≥ 0: the line touches the points from above
-    around their mean norm. With a quantile q < 1 it is the line of quantile regression, which weighs points above it q and those
-    below 1 − q times their distance, and leaves at most the share 1 − q above; with q → 1 it becomes the first. Of several
-    such lines the flattest is taken.
+    near their mean norm. For a quantile q < 1 it is the line of quantile regression: it minimizes the sum of the points' distances from the
+    line, weighted by q for points above it and by 1 − q for points below, and leaves at most the share 1 − q above. Of several such lines
+    the flattest is returned.
 
     Args:
         smoothness: Local smoothness L̂ ≥ 0 of each point, as from :class:`SmoothnessProbe`.
@@ -267,11 +270,12 @@ def fit_l0_l1(smoothness: npt.ArrayLike, norms: npt.ArrayLike, quantile: float =
         quantile: The share q, in (0, 1].
 
     Returns:
-        L0, L1 and how the two are related on a logarithmic scale, where points with a 0 are left out.
+        L0, L1, and the correlation and slope of L̂ and n on logarithmic scales, over the points where both are positive. Points that are not
+        finite are left out.
 
     Raises:
         ValueError: There are not as many norms as values of smoothness, a number is negative, no point is finite, or the quantile is out of
-            its range. Points that are not finite are left out.
+            its range.
 
     References:
         Zhang, He, Sra, Jadbabaie: Why gradient clipping accelerates training, 2020 (arXiv 1905.11881);
@@ -295,8 +299,8 @@ def fit_l0_l1(smoothness: npt.ArrayLike, norms: npt.ArrayLike, quantile: float =
     if len(curvatures) == 0:
         raise ValueError("there is no point with finite smoothness and norm: measure some first")
     if min(curvatures.min(), n.min()) < 0.0:
-        raise ValueError("smoothness or a norm is negative: pass numbers that are not")
-    # In units of a power of two near the largest of each, so that no sum overflows, and nothing is rounded.
+        raise ValueError("a value of smoothness or a norm is negative: pass numbers that are not negative")
+    # Scaled by powers of two to at most 1, which is exact, so that no sum overflows.
     unit, unit_n = (math.frexp(values.max())[1] for values in (curvatures, n))
     scaled, scaled_n = np.ldexp(curvatures, -unit), np.ldexp(n, -unit_n)
     L1 = _flattest(scaled, scaled_n, quantile)
@@ -307,23 +311,26 @@ def fit_l0_l1(smoothness: npt.ArrayLike, norms: npt.ArrayLike, quantile: float =
 
 
 def _covered(count: int, quantile: float) -> int:
-    return math.ceil(quantile * count * (1.0 - 1e-15))  # .9 · 10 is meant to be 9
+    """How many of `count` points have to be on or below the line."""
+    return math.ceil(quantile * count * (1.0 - 1e-15))  # rounding must not make 10 of 0.9 · 10
 
 
 def _intercept(rests: npt.NDArray[np.float64], quantile: float) -> float:
-    """The least L0 ≥ 0 that is not below this share of the rests L̂ − L1·n."""
+    """The least L0 ≥ 0 that at least this share of the rests L̂ − L1·n does not exceed."""
     return max(0.0, float(np.sort(rests)[_covered(len(rests), quantile) - 1]))
 
 
 def _flattest(curvatures: npt.NDArray[np.float64], n: npt.NDArray[np.float64], quantile: float) -> float:
-    """The least L1 ≥ 0 from which on the cost of the best line of this slope does not fall any more. It is convex in L1, so halve."""
+    """The least L1 ≥ 0 that minimizes the cost of the best line of slope L1. The cost is convex in L1, so bisect on its derivative."""
     covered = _covered(len(n), quantile)
-    weight = quantile / (1.0 - quantile) if quantile < 1.0 else 0.0  # of a point above, where one below has 1; for 1 there is none above
+    # The weight of a point above the line, if one below has 1. With a quantile of 1 there are no points above.
+    weight = quantile / (1.0 - quantile) if quantile < 1.0 else 0.0
 
     def falls(L1: float) -> bool:
+        """Whether the cost falls as L1 rises."""
         rests = curvatures - L1 * n
-        order = np.lexsort((-n, rests))  # of equal ones the one of larger norm comes to lie below as L1 rises
-        pivot = order[covered - 1]  # L0 is its rest, and falls by its norm as L1 rises by 1; or else L0 is 0 and stays
+        order = np.lexsort((-n, rests))  # of points with equal rests, the one of larger norm is below as soon as L1 rises
+        pivot = order[covered - 1]  # if its rest is positive, L0 equals it and falls by its norm as L1 rises by 1; else L0 stays 0
         touches = rests[pivot] > 0.0
         under = covered - 1 if touches else int(np.count_nonzero(rests <= 0.0))
         below, above = order[:under], order[under + 1 if touches else under :]

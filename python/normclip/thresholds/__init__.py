@@ -1,12 +1,12 @@
-r"""Thresholds that follow training: policies that remember earlier norms, and limits that are relative to weights.
+r"""Thresholds that follow training: limits that depend on the norms of earlier steps, or on the weights.
 
 :class:`AutoClip` and :class:`ZClip` are rules of the norm of all gradients. Every function that takes one of :mod:`normclip.rules` takes
-them, with the norm that it has computed anyway. Each such call is a step of training to them, so use one object for one norm.
-:class:`AdaGC` and :class:`AGC` clip each tensor, or each unit of a layer, by themselves, and have a ``clip_`` of their own.
+them. Each call with such a rule records its norm as that of a training step, so use one rule object for one series of norms.
+:class:`AdaGC` and :class:`AGC` clip each tensor, or each unit of a layer, by its own norm, and have a ``clip_`` method of their own.
 
-All have ``state_dict()`` and ``load_state_dict()``, of plain numbers, lists and dicts, and go on bit for bit where they were saved. Where
-there is a limit, a norm of NaN makes the gradients NaN and an infinite one makes finite elements 0, as in all of normclip; neither is
-remembered.
+All have ``state_dict()`` and ``load_state_dict()``, of plain numbers, lists and dicts, and continue with the same bits after a restart. A
+norm of NaN makes the gradients NaN and an infinite norm makes finite elements 0, as in all of normclip, unless there is no limit yet;
+neither norm is recorded.
 
     >>> import numpy as np
     >>> from normclip import clip_

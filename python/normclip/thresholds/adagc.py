@@ -1,4 +1,4 @@
-"""AdaGC: each tensor by a moving average of its own norm."""
+"""AdaGC: clips each tensor to a multiple of a moving average of its own norm."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from normclip._arguments import Parameters, check_not_negative, check_positive
 from normclip._results import mark_written
 from normclip.clip_grads import Clipped
 from normclip.rules import Hard
-from normclip.statistics import measure, take_grads
+from normclip.statistics import collect_named, measure
 from normclip.thresholds.policy import Policy, as_norm, check_share
 
 if TYPE_CHECKING:
@@ -41,15 +41,16 @@ class AdaGC(Policy):
     .. math:: g_i \leftarrow h_i\, g_i, \qquad h_i = \min\Big(1, \frac{\lambda \gamma_i}{\|g_i\|}\Big), \qquad
         \gamma_i \leftarrow \beta \gamma_i + (1 - \beta)\, h_i \|g_i\|
 
-    In the first steps all are clipped together, to a limit :math:`\lambda_\text{abs}` of the norm of all, and :math:`\gamma_i` is the least
-    norm of tensor i after that. A tensor of zeros is passed over, as it would keep its limit at 0 for good; one that has its first gradient
-    after those steps begins with its norm. All norms come from one read, and what is not clipped is not written.
+    During warm-up, all tensors are clipped together, to a limit :math:`\lambda_\text{abs}` of the norm of all, and :math:`\gamma_i` is the
+    smallest norm that tensor i has had after clipping. A gradient of zeros is not recorded, as it would keep the limit of its tensor at 0.
+    For a tensor whose first gradient comes after warm-up, :math:`\gamma_i` starts as the norm of that gradient. All norms come from
+    one read, and tensors that are not clipped are not written.
 
     Args:
         relative: λ > 0.
-        absolute: The limit :math:`\lambda_\text{abs}` ≥ 0 of the first steps, in the unit of the gradient.
+        absolute: The limit :math:`\lambda_\text{abs}` ≥ 0 during warm-up, in the unit of the gradient.
         beta: β, above 0 and below 1.
-        warmup: How many steps come first, at least 0.
+        warmup: The number of warm-up steps, at least 0.
 
     Raises:
         ValueError: A number is out of its range.
@@ -82,44 +83,44 @@ class AdaGC(Policy):
             raise ValueError(f"warmup is {self.warmup}: pass a number that is not negative")
 
     def clip_(self, parameters: torch.nn.Module | Parameters | Iterable[tuple[str, torch.nn.Parameter]]) -> Clipped:
-        """Clip the gradients in place, and note their norms.
+        """Clip the gradients in place, and record their norms.
 
         Args:
-            parameters: A module, parameters, or pairs of name and parameter, as for :func:`normclip.grad_stats`. Norms are remembered by
-                name, so give them in the same way each time; without names by their position.
+            parameters: A module, parameters, or pairs of name and parameter, as for :func:`normclip.grad_stats`. Norms are recorded by
+                name, or by position if there are no names, so pass the same parameters in the same way each time.
 
         Returns:
-            As :func:`normclip.clip_grads_`, with ``stats.per_tensor``. Each tensor is a group: ``coefficients`` has that of each.
+            As :func:`normclip.clip_grads_`, with ``stats.per_tensor``, and with each tensor as a group in ``coefficients``.
 
         Raises:
             TypeError: As for :func:`normclip.clip_grad_norm_`.
             ValueError: A gradient cannot be written, or two parameters have one name. Nothing has changed.
         """
-        taken, names = take_grads(parameters, writable=True)
+        batch, names = collect_named(parameters, writable=True)
         if len(set(names)) != len(names):
             raise ValueError("two parameters have the same name: pass each with a name of its own")
-        stats, _, _ = measure(taken, names, per_tensor=True, orders=(), groups=None)
+        stats, _, _ = measure(batch, names, per_tensor=True, orders=(), groups=None)
         assert stats.per_tensor is not None
         norms = dict(zip(names, stats.per_tensor.l2.tolist(), strict=True))
 
-        first, together = self._steps < self.warmup, Hard(self.absolute).multiplier(stats.l2)
-        coefficients, noted = {}, dict(self._norms)
+        warming_up, common = self._steps < self.warmup, Hard(self.absolute).multiplier(stats.l2)
+        coefficients, averages = {}, dict(self._norms)
         for name, norm in norms.items():
-            before = self._norms.get(name, math.inf)
-            coefficient = coefficients[name] = together if first else Hard(self.relative * before).multiplier(norm)
+            average = self._norms.get(name, math.inf)
+            coefficient = coefficients[name] = common if warming_up else Hard(self.relative * average).multiplier(norm)
             clipped = coefficient * norm
             if not 0.0 < clipped < math.inf:
                 continue
-            if first or before == math.inf:
-                noted[name] = min(before, clipped)
+            if warming_up or average == math.inf:
+                averages[name] = min(average, clipped)
             else:
-                noted[name] = self.beta * before + (1.0 - self.beta) * clipped
+                averages[name] = self.beta * average + (1.0 - self.beta) * clipped
         if any(coefficient != 1.0 for coefficient in coefficients.values()):
-            mark_written(taken.scale_each_([None if coefficients[name] == 1.0 else coefficients[name] for name in names]))
-        self._steps, self._norms = self._steps + 1, noted
+            mark_written(batch.scale_each_([None if coefficients[name] == 1.0 else coefficients[name] for name in names]))
+        self._steps, self._norms = self._steps + 1, averages
         return Clipped(
             norm=stats.l2,
-            coefficient=together if first else 1.0,
+            coefficient=common if warming_up else 1.0,
             coefficients=coefficients,
             stats=stats,
             found_inf=stats.nans + stats.infs > 0,  # on any rank

@@ -1,4 +1,4 @@
-"""AGC: each unit of a layer by its weights."""
+"""AGC: clips the gradient of each unit of a layer in proportion to the norm of its weights."""
 
 from __future__ import annotations
 
@@ -17,20 +17,19 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class AGC(Policy):
-    r"""Adaptive gradient clipping by units: the gradient of each is limited in proportion to its weights. It remembers nothing.
+    r"""Adaptive gradient clipping: the gradient of each unit is limited in proportion to the norm of its weights. It has no state.
 
     .. math:: g_u \leftarrow g_u \cdot \min\Big(1, \frac{\lambda \max(\|W_u\|, \varepsilon)}{\|g_u\|}\Big)
 
-    A unit is what belongs to one index of the first dimension: an output of a linear layer or a convolution, a row of an embedding, but an
-    input of a transposed convolution. Biases and other tensors with one dimension or none are units as a whole. The last layer is best left
-    out, as the authors do.
+    A unit is the slice of a tensor at one index of the first dimension: an output of a linear layer or a convolution, a row of an
+    embedding, but an input of a transposed convolution. Biases and other tensors with at most one dimension are one unit. Leave out the
+    last layer, as the authors do.
 
-    This reads weights and gradients once more, with torch's operations. On a device nothing waits, but version counters rise with every
-    call.
+    Weights and gradients are read by torch's operations. On a device, a call does not wait, and always raises the version counters.
 
     Args:
         clip: λ ≥ 0.
-        eps: ε > 0, the norm that units of smaller weights are taken to have.
+        eps: ε > 0, used in place of the norm of the weights of a unit if that is smaller.
 
     Raises:
         ValueError: A number is out of its range.
@@ -71,7 +70,7 @@ class AGC(Policy):
         collect_grads([parameter for _, parameter in given.values()], writable=True)
         for name, parameter in given.values():
             if parameter.grad.layout != torch.strided:
-                raise TypeError(f"the gradient of parameter {name} is sparse: leave it out, or make it dense")
+                raise TypeError(f"the gradient of parameter {name} is sparse: leave the parameter out, or make its gradient dense")
         for _, parameter in given.values():
             weight, gradient = (torch.view_as_real(x) if x.is_complex() else x for x in (parameter.detach(), parameter.grad.detach()))
             limits, norms = (_unit_norms(x, whole=parameter.ndim <= 1) for x in (weight, gradient))
@@ -82,7 +81,7 @@ class AGC(Policy):
 
 
 def _unit_norms(x: torch.Tensor, *, whole: bool) -> torch.Tensor:
-    """The norm of each unit, in the shape that broadcasts; in float64, where the device has it."""
+    """The norm of each unit, in a shape that broadcasts with x; in float64 if the device has it."""
     import torch
 
     wide = torch.float32 if x.device.type == "mps" else torch.float64

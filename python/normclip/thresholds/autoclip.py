@@ -1,4 +1,4 @@
-"""AutoClip: a percentile of all norms so far."""
+"""AutoClip: clips to a percentile of all norms so far."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def _sorted_norms(policy: Policy, value: Any) -> list[float]:
 
 @dataclass(eq=False)
 class AutoClip(Threshold):
-    r"""AutoClip: the limit is a percentile of all norms so far, with the current one.
+    r"""AutoClip: the limit is a percentile of all norms so far, including the current one.
 
     .. math:: \gamma_k = \operatorname{percentile}_p(n_1, \dots, n_k)
 
     interpolated linearly, as :func:`numpy.percentile` does. The history holds a float for each step.
 
     Args:
-        percentile: p, from 0 to 100. With 10 all but a tenth of the steps are clipped.
+        percentile: p, from 0 to 100. With 10, about 90 % of the steps are clipped.
 
     Raises:
         ValueError: ``percentile`` is out of its range.
@@ -52,20 +52,20 @@ class AutoClip(Threshold):
             raise ValueError(f"percentile is {self.percentile}: pass a number from 0 to 100")
 
     def threshold(self, norm: float) -> float:
-        """The percentile of the norms that were noted and this one, if it is finite; ``inf`` if there is none."""
+        """The percentile of the recorded norms and, if it is finite, this one; ``inf`` if there are none."""
         history = self._history
         place = bisect_right(history, norm) if math.isfinite(norm) else len(history)
         count = len(history) + math.isfinite(norm)
         if count == 0:
             return math.inf
 
-        def ranked(rank: int) -> float:
+        def ranked(rank: int) -> float:  # in the history as if this norm were inserted at its place
             return history[rank] if rank < place else norm if rank == place else history[rank - 1]
 
         position = (count - 1) * (self.percentile / 100.0)
         below = math.floor(position)
         low, high, share = ranked(below), ranked(min(below + 1, count - 1)), position - below
-        # From the nearer end, as NumPy does, so that neither end is passed.
+        # Interpolated from the nearer end, as NumPy does, so that the result lies between both in spite of rounding.
         return low + (high - low) * share if share < 0.5 else high - (high - low) * (1.0 - share)
 
     def _note(self, norm: float, limit: float) -> None:

@@ -1,4 +1,4 @@
-"""What all policies have: a state that is saved and loaded, and for rules the norm that is noted at each step."""
+"""Base classes of policies: a state that can be saved and loaded and, for rules, the recording of the norm of each step."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from normclip.rules import Hard, Rule
 
 
 class Policy:
-    """What all policies have.
+    """A clipping method with a state. Subclasses are dataclasses.
 
-    The fields that it is not constructed with are what it remembers. Each has a check in its metadata: from the policy and a value that is
-    loaded to what is kept, in plain numbers. It raises ``ValueError`` about a value that no such policy has saved.
+    Their fields with ``init=False`` are the state. Each has a function ``check`` in its metadata, which gets the policy and a loaded value
+    and returns the value to store, in plain numbers. It raises ``ValueError`` if no such policy could have saved the value.
     """
 
     def state_dict(self) -> dict[str, Any]:
-        """What it remembers, for a checkpoint. Its constants are no part of that."""
+        """The state, for a checkpoint, without the arguments that the policy was constructed with."""
         return {name: copy.deepcopy(getattr(self, f"_{name}")) for name in self._checks()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was taken.
+        """Load a state that :meth:`state_dict` has returned.
 
         Raises:
-            ValueError: It is not the state of such a policy. Nothing has changed.
+            ValueError: ``state`` is not the state of such a policy. Nothing has changed.
         """
         checks = self._checks()
         if not isinstance(state, Mapping):
@@ -55,21 +55,21 @@ class Policy:
 
 
 class Threshold(Policy, Rule):
-    r"""Hard clipping to a limit γ that depends on the norms before: :math:`c(n) = \min(1, \gamma/n)`.
+    r"""Hard clipping to a limit γ that depends on the norms of earlier steps: :math:`c(n) = \min(1, \gamma/n)`.
 
-    ``applying``, which clipping goes through once a step, notes the norm when all is written, as ``multiplier`` and ``observe`` do at once;
-    ``coefficient`` and ``threshold`` only tell. For a norm on a device all of them wait for it.
+    ``applying``, which clipping functions use once a step, records the norm when the gradients have been written. ``multiplier`` and
+    ``observe`` record it at once; ``coefficient`` and ``threshold`` do not record it. All of them wait for the device of the norm.
     """
 
     max_norm = math.inf
-    """The limit of the latest step."""
+    """The limit of the latest step; ``inf`` before the first step and where there was none."""
 
     @abstractmethod
     def threshold(self, norm: float) -> float:
-        """The limit for a gradient of this norm; ``inf`` for none."""
+        """The limit for a gradient of this norm; ``inf`` if it is not to be clipped."""
 
     def observe(self, norm: float) -> float:
-        """The limit for a gradient of this norm, which is noted if it is finite.
+        """Record the norm of a step, if it is finite, and return the limit for it.
 
         Raises:
             ValueError: The norm is negative.
@@ -83,7 +83,7 @@ class Threshold(Policy, Rule):
         return Hard(self.threshold(float(norm))).coefficient(norm)
 
     def multiplier(self, norm: Scalar) -> Scalar:
-        """As for any rule, and notes the norm."""
+        """As for any rule. Records the norm."""
         with self.applying(norm) as multiplier:
             return multiplier
 
@@ -108,24 +108,24 @@ class Threshold(Policy, Rule):
 
 
 def as_norm(_: Policy, value: Any) -> float:
-    """A check: a norm that is finite."""
+    """A check for a loaded value: a finite norm."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0.0 <= float(value) < math.inf:
         raise ValueError(f"holds {value!r}, where a norm is a finite number that is not negative")
     return float(value)
 
 
 def as_norms(policy: Policy, value: Any) -> list[float]:
-    """A check: a list of them."""
+    """A check for a loaded value: a list of finite norms."""
     if not isinstance(value, (list, tuple)):
         raise ValueError(f"is a {type(value).__name__}, not a list")
     return [as_norm(policy, norm) for norm in value]
 
 
 def check_share(name: str, value: float) -> float:
-    """A number between 0 and 1 as a float.
+    """A number between 0 and 1, exclusive, as a float.
 
     Raises:
-        ValueError: It is not.
+        ValueError: It is not between 0 and 1.
     """
     value = float(value)
     if not 0.0 < value < 1.0:

@@ -1,4 +1,4 @@
-"""ZClip: norms that stand out from their moving mean and deviation."""
+"""ZClip: clips norms that are outliers by their moving mean and standard deviation."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ def _first_norms(policy: ZClip, value: Any) -> list[float]:
 
 @dataclass(eq=False)
 class ZClip(Threshold):
-    r"""ZClip: norms that stand out from a moving mean μ and deviation σ are clipped, the more the further out they are.
+    r"""ZClip: norms that exceed a moving mean μ by many standard deviations σ are clipped, and the more so the further out they are.
 
-    .. math:: \gamma = \mu + \frac{z \sigma}{z_k / z} \quad \text{where} \quad z_k = \frac{n - \mu}{\sigma} > z
+    .. math:: \gamma = \mu + \frac{z \sigma}{z_k / z} \quad \text{if} \quad z_k = \frac{n - \mu}{\sigma} > z
 
-    and no limit elsewhere. The norm after clipping, n', then enters the averages:
+    and there is no limit for other norms. The norm after clipping, n', then enters the averages:
 
     .. math:: \mu \leftarrow \alpha \mu + (1 - \alpha)\, n', \qquad \sigma^2 \leftarrow \alpha \sigma^2 + (1 - \alpha) (n' - \mu)^2
 
-    The first steps are not clipped; μ and σ begin as their mean and deviation.
+    Warm-up steps are not clipped; μ and σ start as the mean and standard deviation of their norms.
 
     Args:
         alpha: α, above 0 and below 1.
-        z: The score z > 0 from which on a norm is an outlier.
-        warmup: How many steps come first, at least 1.
+        z: The score z > 0 above which a norm is an outlier.
+        warmup: The number of warm-up steps, at least 1.
 
     Raises:
         ValueError: A number is out of its range.
@@ -61,7 +61,7 @@ class ZClip(Threshold):
             raise ValueError(f"warmup is {self.warmup}: pass at least 1")
 
     def threshold(self, norm: float) -> float:
-        """The limit for an outlier, and else ``inf``. A norm that is not finite is one, beyond all others."""
+        """The limit for an outlier; ``inf`` for other norms and in warm-up. A norm that is not finite is an outlier: its limit is μ."""
         excess, allowed = norm - self._mean, self.z * self._deviation
         if len(self._first) < self.warmup or excess <= allowed:
             return math.inf
@@ -73,9 +73,10 @@ class ZClip(Threshold):
             count = len(self._first)
             self._mean = sum(first / count for first in self._first)
             away = [abs(first - self._mean) for first in self._first]
-            self._deviation = min(math.hypot(*away) / math.sqrt(count), max(away))  # a sum of squares may overflow, its mean does not
+            # The root of a sum of squares may overflow, but the deviation is at most the largest distance from the mean.
+            self._deviation = min(math.hypot(*away) / math.sqrt(count), max(away))
             return
         norm = min(norm, limit)
         self._mean = self.alpha * self._mean + (1.0 - self.alpha) * norm
-        # The root of the variance's formula, without squares that may overflow.
+        # √(ασ² + (1 − α)(n' − μ)²), without squares that may overflow.
         self._deviation = math.hypot(math.sqrt(self.alpha) * self._deviation, math.sqrt(1.0 - self.alpha) * (norm - self._mean))

@@ -1,16 +1,18 @@
-"""The kernels for CUDA, in Triton. They know tables of addresses and numbers; :mod:`normclip._backends.cuda` knows tensors.
+"""Kernels for CUDA, in Triton. Their input is a table of addresses and sizes, which :mod:`normclip._backends.cuda` makes from tensors.
 
-A *chunk* is a run of elements of one tensor, a row of the table, and one program's work. All chunks of all tensors of all element types
-are read in one launch: each program takes the branch of its element type. Nothing is merged by atomics; partials have their places, and
-one more launch adds them in a fixed tree. The same memory gives the same bits on every run.
+A *chunk* is a run of elements of one tensor: one row of the table, read by one program. One launch reads all chunks of all tensors and
+element types; each program branches to the code of its element type. There are no atomics: each program writes its *partial* to its own
+place, and a second launch adds the partials in a fixed order. So the same memory gives the same bits on every run.
 
-float16, bfloat16 and float32 are widened; products and sums are taken in float64, where squares of these types are exact and cannot
+float16, bfloat16 and float32 are widened; products and sums are computed in float64, in which squares of these types are exact and cannot
 overflow. Chunks of float64 whose sum of squares leaves the safe range are read again at another scale (after Blue, 1978), as on the CPU.
-Error bound: a chunk has at most 2^20 elements in at least 256 lanes, and more partials than 128 have 4096 lanes, so up to 2^35 elements a
-sum passes through fewer than 2^13 roundings of 2^-53: 1e-12 relative.
+A NaN makes norms NaN; else an infinity makes them infinite.
 
-    measure · pairs       chunks → a partial each
+Error bound: a chunk has at most 2^20 elements, added in at least 256 lanes. Up to 128 partials are added in 128 lanes, more in 4096. So in
+a sum of up to 2^35 elements an element passes through fewer than 2^13 roundings of 2^-53 each: 1e-12 relative.
+
+    measure · pairs       chunks → one partial each
     merge                 partials → norms and moments
-    change                chunks, in place
-    elements              what they share: the table, the types, where elements are
+    change                changes chunks in place
+    elements              shared: the format of the table, element types, walking a chunk
 """

@@ -1,11 +1,14 @@
-"""Chunks, changed in place."""
+"""Kernels that change chunks in place.
+
+Products of 16-bit and float32 elements are rounded to float32 and then to the element's type, those of float64 once.
+"""
 
 import triton
 import triton.language as tl
 
 from normclip._backends.triton.elements import ELEMENTS, ROW, tiles_of
 
-# What to change.
+# The modes of the kernel.
 CLIP = tl.constexpr(0)
 SCALE = tl.constexpr(1)
 SCALE_EACH = tl.constexpr(2)
@@ -15,10 +18,10 @@ ZERO_NONFINITE = tl.constexpr(4)
 
 @triton.jit
 def _changed(x, factor, WHAT: tl.constexpr):
-    """What becomes of elements, and which are to be written."""
+    """The new values of a tile of elements, and a mask of those to write."""
     TYPE: tl.constexpr = x.dtype
     if WHAT == CLAMP:
-        # Rounded to the element's type, by way of float32, as torch does it.
+        # The limit is rounded to float32 and then to the element's type, as torch does.
         limit = factor if TYPE == tl.float64 else factor.to(tl.float32).to(TYPE).to(tl.float32)
         wide = x if TYPE == tl.float64 else x.to(tl.float32)
         return tl.where(wide > 0.0, limit, -limit).to(TYPE), tl.abs(wide) > limit
@@ -34,7 +37,7 @@ def _changed(x, factor, WHAT: tl.constexpr):
 
 @triton.jit
 def _map(address, count, factor, TYPE: tl.constexpr, WHAT: tl.constexpr, BYTES: tl.constexpr, UNROLL: tl.constexpr):
-    """Changes a chunk in place. Scaling writes all of it, the others only what they change."""
+    """Changes a chunk in place. Scaling writes all elements; CLAMP and ZERO_NONFINITE write only those that change."""
     TILE: tl.constexpr = BYTES // (TYPE.primitive_bitwidth // 8)
     SELECT: tl.constexpr = WHAT == CLAMP or WHAT == ZERO_NONFINITE
     lanes = tl.arange(0, TILE)
@@ -60,7 +63,7 @@ def _change(address, count, factor, TYPE: tl.constexpr, WHAT: tl.constexpr, BYTE
     if WHAT == CLAMP or WHAT == ZERO_NONFINITE or TYPE == tl.float64:
         _map(address, count, factor, TYPE, WHAT, BYTES, UNROLL)
     else:
-        # A factor that is subnormal or infinite in float32 would lose products that fit.
+        # Multiply in float32 unless the factor would be subnormal or infinite there, although its products may be normal numbers.
         size = tl.abs(factor)
         if (factor == 0.0) | ((size >= 1.1754943508222875e-38) & (size <= 3.4028234663852886e38)):
             _map(address, count, factor.to(tl.float32), TYPE, WHAT, BYTES, UNROLL)
@@ -79,11 +82,13 @@ def change(
     BYTES: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
-    """Changes all chunks in place.
+    """Changes all chunks in place, one program for each.
 
-    CLIP multiplies by number / (numbers[0] + epsilon), a limit over a norm, and returns at once where that is 1 or more. SCALE multiplies
-    by number, or if there are numbers by numbers[0], SCALE_EACH by numbers[tensor], and both return at once where that is 1. CLAMP has
-    number as its limit. The last chunk comes first: what a measurement has read last is still in the cache.
+    - CLIP multiplies by number / (numbers[0] + epsilon), a limit over a norm, unless that is 1 or more.
+    - SCALE multiplies by numbers[0], or by number if numbers is None; SCALE_EACH by numbers[tensor]. A factor of 1 in numbers is skipped.
+    - CLAMP clamps to [-number, number]. ZERO_NONFINITE replaces NaN and infinities by 0.
+
+    The chunks are changed in reverse order, as those that a measurement has read last are still in the cache.
     """
     chunk = tl.num_programs(0) - 1 - tl.program_id(0)
     factor = tl.full([], number, tl.float64)
@@ -91,7 +96,7 @@ def change(
     if WHAT == CLIP:
         size = tl.load(numbers) + epsilon
         factor = factor / size
-        # Not `factor < 1`: NaN has to reach the elements.
+        # Not `factor < 1` alone: a factor of NaN has to make the elements NaN.
         busy = (size != 0.0) & ((factor < 1.0) | (factor != factor))
     if WHAT == SCALE_EACH:
         numbers += tl.load(table + ROW * chunk + 2)

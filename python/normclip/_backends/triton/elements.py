@@ -1,12 +1,12 @@
-"""What the kernels share: the table of chunks, element types, where elements are and what numbers they are."""
+"""Shared by the kernels: the format of the table of chunks, element types, and the walk over a chunk in aligned tiles."""
 
 import triton
 import triton.language as tl
 
-# Element types, as the table of chunks numbers them. A set of them is a bit mask.
+# The element types, in the order of their numbers in the table of chunks. A set of types is a bit mask of these numbers.
 ELEMENTS = tl.constexpr((tl.float16, tl.bfloat16, tl.float32, tl.float64))
 
-# A table of chunks: address, elements << 3 | element type, index of the tensor.
+# Numbers in a row of the table of chunks: address, elements << 3 | element type, number of the tensor.
 ROW = tl.constexpr(3)
 
 # The scales of sums of squares: see `Squares` in rust/core/src/moments.rs.
@@ -16,13 +16,13 @@ SAFE_LOW = tl.constexpr(2.0**-900)
 SAFE_HIGH = tl.constexpr(2.0**900)
 
 INF = tl.constexpr(float("inf"))
-# Loads are vectors of this many bytes.
+# Bytes of a vector load. Tiles begin at multiples of this, so that loads are aligned.
 VECTOR = tl.constexpr(16)
 
 
 @triton.jit
 def bits_of(x):
-    """The bits of |x|. As integers they are ordered like the numbers, with inf above every number and NaN above inf."""
+    """The bits of |x| as an integer. Integers compare as the numbers do, with NaN above inf, so a maximum of them keeps NaN."""
     if x.dtype == tl.float64:
         return x.to(tl.int64, bitcast=True) & 0x7FFFFFFFFFFFFFFF
     else:
@@ -31,7 +31,7 @@ def bits_of(x):
 
 @triton.jit
 def number_of(bits):
-    """The number with these bits, in float64."""
+    """The inverse of `bits_of`, in float64."""
     if bits.dtype == tl.int64:
         return bits.to(tl.float64, bitcast=True)
     else:
@@ -40,17 +40,17 @@ def number_of(bits):
 
 @triton.jit
 def power(x, order):
-    """x^order for x ≥ 0; 0 for 0 and for what is infinite, which callers have dealt with."""
+    """x^order for 0 < x < inf, and 0 for other x: callers treat 0, infinities and NaN by themselves."""
     usable = (x > 0.0) & (x < INF)
     return tl.where(usable, tl.exp2(order * tl.log2(tl.where(usable, x, 1.0))), 0.0)
 
 
 @triton.jit
 def tiles_of(address, count, TYPE: tl.constexpr, TILE: tl.constexpr):
-    """How to walk a chunk in aligned tiles, wherever it begins.
+    """Divides a chunk, at any address, into aligned tiles and two edges.
 
-    Returns a pointer to the last vector border at or before the chunk, the positions of the chunk's first element and of its end from
-    there, and the range of positions that whole tiles cover. What lies outside of that range are the edges, to be read under a mask.
+    Returns (base, begin, end, first, last). `base` points to the last vector boundary at or before the chunk, and the others are positions
+    in elements from there: the chunk is begin .. end, whole tiles cover first .. last, and the rest is to be loaded under a mask.
     """
     SIZE: tl.constexpr = TYPE.primitive_bitwidth // 8
     surplus = address % VECTOR

@@ -1,4 +1,4 @@
-"""Chunks, read: a partial for each."""
+"""Kernels that read chunks and write one partial for each: sums, extremes and counts, by mode."""
 
 import triton
 import triton.language as tl
@@ -17,7 +17,7 @@ from normclip._backends.triton.elements import (
     tiles_of,
 )
 
-# What to measure.
+# The modes of the kernel.
 SQUARES = tl.constexpr(0)
 ABSOLUTES = tl.constexpr(1)
 LARGEST = tl.constexpr(2)
@@ -26,13 +26,13 @@ NONZEROS = tl.constexpr(4)
 POWERS = tl.constexpr(5)
 INVERSE_POWERS = tl.constexpr(6)
 MOMENTS = tl.constexpr(7)
-# Used only inside this file.
+# Counts of NaN and infinities, used only in this file.
 SPECIALS = tl.constexpr(8)
 
 
 @triton.jit
 def _add(x, sums, more, top, number, factor, order, WHAT: tl.constexpr, SCALED: tl.constexpr, FINITE: tl.constexpr):
-    """Adds a tile of elements to the accumulators. Elements that are not there read as 0 (for a smallest one: as inf)."""
+    """Adds a tile of elements to the accumulators. Lanes outside the chunk hold 0, or inf where the smallest element counts."""
     if FINITE:
         x = tl.where(x.to(tl.float64) - x.to(tl.float64) == 0.0, x, 0.0)
     wide = x.to(tl.float64)
@@ -71,13 +71,15 @@ def _fold(
     BYTES: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
-    """Reads a chunk once. Returns what WHAT asks for as four float64.
+    """Reads a chunk once and returns four float64, of which WHAT decides which are computed.
 
-    They are the sum (or smallest), the second sum, the largest absolute value, and the number of elements.
+    They are the sum (of squares or powers) or the smallest |x|, the second sum (of |x|, or the count of infinities), the largest |x|, and
+    the count (of elements that are not zero, or of NaN). With SCALED, elements are multiplied by factor before they are squared; powers are
+    taken of |x| / factor. With FINITE, NaN and infinities count as 0.
     """
     WIDE: tl.constexpr = tl.float64 if TYPE == tl.float64 else tl.float32
     TILE: tl.constexpr = BYTES // (TYPE.primitive_bitwidth // 8)
-    # A smallest element must not be one that is not there; nor must it count in a sum of inverse powers.
+    # What lanes outside the chunk hold: 0 must not be taken for the smallest element, and inf has an inverse power of 0.
     ABSENT: tl.constexpr = INF if WHAT == SMALLEST or WHAT == INVERSE_POWERS else 0.0
     lanes = tl.arange(0, TILE)
     base, begin, end, first, last = tiles_of(address, count, TYPE, TILE)
@@ -96,7 +98,7 @@ def _fold(
 
     largest = number_of(tl.max(top, 0))
     if WHAT == SMALLEST:
-        # A minimum knows no NaN, and absent elements know no largest: inf would hide nothing, NaN is above it.
+        # The minimum of floats ignores NaN, but the largest by `bits_of` does not. The inf in lanes outside the chunk is below NaN there.
         total = tl.where(largest != largest, largest, tl.min(sums, 0))
     else:
         total = tl.sum(sums, 0)
@@ -116,7 +118,10 @@ def _squares(
     BYTES: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
-    """Writes a sum of squares. Of float64 out of the safe range, that of elements times 2^538 or 2^-538, in columns of their own."""
+    """Writes a sum of squares in one of three columns: medium, small, large; the others are 0.
+
+    A sum of float64 that is below or above the safe range is taken again, of elements times 2^538 for small or 2^-538 for large.
+    """
     zero = tl.full([], 0.0, tl.float64)
     small = zero
     large = zero
@@ -147,12 +152,12 @@ def _measure(
     BYTES: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
-    """Writes the partial of one chunk; its columns are `stride` apart."""
+    """Writes the partial of one chunk, whose columns are `stride` numbers apart."""
     if WHAT == MOMENTS:
         squares, absolutes, largest, nonzeros = _fold(address, count, 1.0, order, TYPE, MOMENTS, False, False, BYTES, UNROLL)
         nans = tl.full([], 0.0, tl.float64)
         infs = nans
-        # What is rare is counted only where there is some.
+        # NaN and infinities are rare, so they are counted by a second read only if there are any.
         if (largest == INF) | (largest != largest):
             _a, infs, _b, nans = _fold(address, count, 1.0, order, TYPE, SPECIALS, False, False, BYTES, UNROLL)
             if FINITE:
@@ -165,7 +170,7 @@ def _measure(
         _squares(place + 5 * stride, stride, squares, address, count, TYPE, FINITE, SCALES, BYTES, UNROLL)
         tl.store(place + 8 * stride, largest)
     elif WHAT == POWERS or WHAT == INVERSE_POWERS:
-        # Relative to the element that counts most, whose power is 1: nothing overflows. The second read comes from the cache.
+        # Powers are taken relative to the element with the largest power, so that none overflows. The second read comes from the cache.
         smallest, _a, largest, _b = _fold(
             address, count, 1.0, order, TYPE, LARGEST if WHAT == POWERS else SMALLEST, False, False, BYTES, UNROLL
         )
@@ -201,7 +206,7 @@ def measure(
     BYTES: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
-    """One partial for each chunk. TYPES is the set of element types in the table; the others are not compiled."""
+    """Writes a partial for each chunk. TYPES is a bit mask of the element types in the table; code for others is not compiled."""
     chunk = tl.program_id(0)
     address = tl.load(table + ROW * chunk)
     packed = tl.load(table + ROW * chunk + 1)

@@ -1,4 +1,4 @@
-"""Partials, merged: norms and moments."""
+"""Kernels that merge the partials of chunks, in a fixed order, to norms and moments."""
 
 import triton
 import triton.language as tl
@@ -6,7 +6,7 @@ import triton.language as tl
 from normclip._backends.triton.elements import DOWN, INF, UP, bits_of, number_of, power
 from normclip._backends.triton.measure import INVERSE_POWERS, LARGEST, POWERS, SMALLEST, SQUARES
 
-# Numbers of a moments partial: count, zeros, NaN, infinities, sum of |x|, squares (medium, small, large), largest.
+# The number of columns of a moments partial: count, zeros, NaN, infinities, sum of |x|, squares (medium, small, large), largest |x|.
 COLUMNS = tl.constexpr(9)
 
 
@@ -22,7 +22,7 @@ def add_up(values, first, last, LANES: tl.constexpr):
 
 @triton.jit
 def _largest(values, first, last, LANES: tl.constexpr):
-    """The largest of values that are not negative; NaN if one is."""
+    """The largest of values ≥ 0; NaN if any is NaN, 0 if there are none."""
     lanes = tl.arange(0, LANES)
     top = tl.zeros([LANES], tl.int64)
     for start in range(first, last, LANES):
@@ -32,7 +32,7 @@ def _largest(values, first, last, LANES: tl.constexpr):
 
 @triton.jit
 def _smallest(values, first, last, LANES: tl.constexpr):
-    """The smallest of values that are not negative; NaN if one is."""
+    """The smallest of values ≥ 0; NaN if any is NaN, inf if there are none."""
     lanes = tl.arange(0, LANES)
     bottom = bits_of(tl.full([LANES], INF, tl.float64))
     for start in range(first, last, LANES):
@@ -43,7 +43,7 @@ def _smallest(values, first, last, LANES: tl.constexpr):
 
 @triton.jit
 def root_of(medium, small, large):
-    """√ of a sum of squares at three scales."""
+    """The square root of a sum of squares that is given at three scales, as `measure` writes it."""
     ordinary = tl.sqrt(medium + small * DOWN * DOWN)
     ordinary = tl.where(medium != 0.0, ordinary, tl.sqrt(small) * DOWN)
     return tl.where(large != 0.0, tl.sqrt(large + medium * DOWN * DOWN) * UP, ordinary)
@@ -77,7 +77,7 @@ def norm(partials, chunks, exact, rounded, order: tl.float64, TYPES: tl.constexp
             inside = start + lanes < chunks
             own = tl.load(partials + start + lanes, mask=inside, other=0.0)
             powers += power(own / scale, order) * tl.load(partials + stride + start + lanes, mask=inside, other=0.0)
-        # 0, inf and NaN are their own norm.
+        # If the scale is 0, inf or NaN, the norm is the scale.
         usable = (scale > 0.0) & (scale < INF)
         root = tl.exp2(tl.log2(tl.where(usable, tl.sum(powers, 0), 1.0)) / order)
         found = tl.where(usable, scale * root, scale)
@@ -89,7 +89,7 @@ def norm(partials, chunks, exact, rounded, order: tl.float64, TYPES: tl.constexp
 
 @triton.jit(do_not_specialize=["chunks"])
 def tabulate(partials, chunks, segments, moments, PER_PROGRAM: tl.constexpr, LANES: tl.constexpr):
-    """The moments of each tensor, a row a tensor, from those of its chunks, which are segments[tensor] .. segments[tensor + 1]."""
+    """Merges the moments of chunks segments[tensor] .. segments[tensor + 1] to one row for each tensor."""
     tensor = tl.program_id(0).to(tl.int64)
     first = tl.load(segments + tensor).to(tl.int32)
     last = tl.load(segments + tensor + 1).to(tl.int32)

@@ -1,4 +1,7 @@
-"""Inner products of pairs of chunks of the same element type."""
+"""Kernels for inner products of pairs of chunks, of the same element type and with addresses that are equal modulo the vector size.
+
+Error bound: 1e-12·Σ|xy|, also where products or their sum come near the limits of float64.
+"""
 
 import triton
 import triton.language as tl
@@ -21,7 +24,7 @@ def _add(x, y, xy, xx, yy, factor, SCALED: tl.constexpr):
 
 @triton.jit
 def _multiply(x_address, y_address, count, factor, TYPE: tl.constexpr, SCALED: tl.constexpr, BYTES: tl.constexpr, UNROLL: tl.constexpr):
-    """Σxy, Σx² and Σy² of two chunks that begin at the same distance from a vector border, of elements times a factor."""
+    """Σxy, Σx² and Σy² of two chunks that begin at the same distance from a vector boundary. With SCALED, of elements times factor."""
     TILE: tl.constexpr = BYTES // (TYPE.primitive_bitwidth // 8)
     lanes = tl.arange(0, TILE)
     x_base, begin, end, first, last = tiles_of(x_address, count, TYPE, TILE)
@@ -44,7 +47,7 @@ def _multiply(x_address, y_address, count, factor, TYPE: tl.constexpr, SCALED: t
 def _products(
     x_address, y_address, count, place, stride, TYPE: tl.constexpr, SCALES: tl.constexpr, BYTES: tl.constexpr, UNROLL: tl.constexpr
 ):
-    """Writes nine columns: xy, xx and yy, each at the scales medium, small and large. At most one of a kind is not 0."""
+    """Writes nine columns: xy, xx and yy at the scales medium, small and large. At most one of the three scales of a sum is not 0."""
     xy, xx, yy = _multiply(x_address, y_address, count, 1.0, TYPE, False, BYTES, UNROLL)
     zero = tl.full([], 0.0, tl.float64)
     xy_small = zero
@@ -63,8 +66,8 @@ def _products(
             xx_large = tl.where(xx > SAFE_HIGH, xx_down, zero)
             yy_small = tl.where(yy < SAFE_LOW, yy_up, zero)
             yy_large = tl.where(yy > SAFE_HIGH, yy_down, zero)
-            # Where all products are so small that what underflows counts, and where their sum comes close to overflow. Else they are summed
-            # as they are, however far apart the two vectors are: no product is more than Σ|xy|.
+            # √Σx² √Σy² bounds Σ|xy|. Products are scaled up where this bound is so small that underflow would lose digits, and scaled down
+            # where their sum comes near overflow. Elsewhere they are summed unscaled, even if x is very large and y very small.
             bound = root_of(tl.where(xx_small + xx_large == 0.0, xx, zero), xx_small, xx_large)
             bound *= root_of(tl.where(yy_small + yy_large == 0.0, yy, zero), yy_small, yy_large)
             xx = tl.where((xx < SAFE_LOW) | (xx > SAFE_HIGH), zero, xx)
@@ -87,7 +90,7 @@ def _products(
 
 @triton.jit(do_not_specialize=["chunks"])
 def products(table, partials, chunks, TYPES: tl.constexpr, BYTES: tl.constexpr, UNROLL: tl.constexpr):
-    """One partial for each pair of chunks. A row of the table: two addresses, elements << 3 | element type."""
+    """Writes a partial for each pair of chunks. A row of the table has two addresses and elements << 3 | element type."""
     chunk = tl.program_id(0)
     x = tl.load(table + ROW * chunk)
     y = tl.load(table + ROW * chunk + 1)
@@ -120,7 +123,7 @@ def dot(partials, chunks, found, TYPES: tl.constexpr, LANES: tl.constexpr):
         xy_large = add_up(partials + 6 * stride, 0, chunks, LANES)
         x_norm = root_of(xx, add_up(partials + 4 * stride, 0, chunks, LANES), add_up(partials + 7 * stride, 0, chunks, LANES))
         y_norm = root_of(yy, add_up(partials + 5 * stride, 0, chunks, LANES), add_up(partials + 8 * stride, 0, chunks, LANES))
-    # Each norm at the scale of the part, so that nothing overflows on the way. No norm is negative: NaN where one is 0.
+    # The norms are divided at the scale of each sum, so that no intermediate result overflows. The cosine is NaN where a norm is 0.
     large = tl.where(xy_large == 0.0, 0.0, xy_large / (x_norm * DOWN) / (y_norm * DOWN))
     small = tl.where(xy_small == 0.0, 0.0, xy_small / (x_norm * UP) / (y_norm * UP))
     cosine = large + xy / x_norm / y_norm + small
