@@ -72,9 +72,9 @@ class Batch(Protocol):
 
 
 Member: TypeAlias = "tuple[int, int, torch.Tensor, torch.Tensor, list[torch.Tensor], bool]"
-"""A parameter in an optimizer step: the number of its group, its position there, the parameter, its gradient, its states, and whether these
-are new. States are tensors that the optimizer keeps for the parameter: for SGD the momentum buffer, or none. New ones hold zeros, and the
-first update of a buffer is not dampened."""
+"""A parameter in an optimizer step: the number of its group, its position there, the parameter, its gradient, the tensors that the
+optimizer keeps for it (for SGD the momentum buffer, or none), and whether these are new. A new momentum buffer holds zeros, and its first
+update is not dampened."""
 
 
 class Settings(NamedTuple):

@@ -115,8 +115,8 @@ class ClippedOptimizer(torch.optim.Optimizer):
         gradient = cast(Tensor, parameter.grad)
         if not self._needs_buffer(self.param_groups[group]):
             return group, place, parameter, gradient, [], False
-        kept: Tensor | None = self.state[parameter].get(self._buffer_name) if parameter in self.state else None
-        return group, place, parameter, gradient, [torch.zeros_like(parameter) if kept is None else kept], kept is None
+        buffer: Tensor | None = self.state[parameter].get(self._buffer_name) if parameter in self.state else None
+        return group, place, parameter, gradient, [torch.zeros_like(parameter) if buffer is None else buffer], buffer is None
 
     def _settings_of(self, groups: list[dict[str, Any]]) -> list[Settings]:
         return [self._settings_of_group(number, group) for number, group in enumerate(groups)]

@@ -32,19 +32,18 @@ pub fn reduce_all<K: Kernel>(tensors: &Tensors, kernel: K, team: Team) -> K::Tot
 pub fn reduce_each<K: Kernel>(tensors: &Tensors, kernel: K, team: Team, mut take: impl FnMut(usize, &K::Total)) {
     let team = team.for_bytes(tensors.bytes());
     let read = |block: Block| reduce_block(&tensors.views()[block.tensor], block, kernel, team.isa);
-    let mut latest: Option<(usize, K::Total)> = None;
-    each_block(tensors.cut(), team, read, |tensor, block| match &mut latest {
-        Some((of, total)) if *of == tensor => total.merge(block),
-        _ => {
-            let mut total = K::Total::EMPTY;
-            total.merge(block);
-            if let Some((of, total)) = latest.replace((tensor, total)) {
-                take(of, &total);
+    let (mut latest, mut total) = (None, K::Total::EMPTY);
+    each_block(tensors.cut(), team, read, |tensor, block| {
+        if latest != Some(tensor) {
+            if let Some(done) = latest.replace(tensor) {
+                take(done, &total);
             }
+            total = K::Total::EMPTY;
         }
+        total.merge(block);
     });
-    if let Some((of, total)) = latest {
-        take(of, &total);
+    if let Some(done) = latest {
+        take(done, &total);
     }
 }
 
