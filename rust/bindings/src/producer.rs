@@ -40,6 +40,7 @@ impl Producer {
     /// Borrows the tensor of an object of this type, if the type lends them. Runs no Python code.
     ///
     /// The tensor and the numbers that it points to are valid until the object is freed or its memory exchanged, which only Python code does.
+    #[inline(always)]
     pub(crate) fn borrow(&self, object: &Bound<'_, PyAny>) -> Option<PyResult<RawTensor>> {
         let borrow = self.borrow?;
         let mut tensor = MaybeUninit::uninit();

@@ -63,6 +63,7 @@ impl View {
     /// - for the functions that write ([`apply()`](crate::apply()), [`apply_each()`](crate::apply_each()) and [`update()`](crate::update())),
     ///   memory that they write must be valid for writes by any thread too, and nobody else may read or write it until they return;
     /// - for all functions, nobody else may write memory that they read until they return. Others may read it meanwhile.
+    #[inline(always)]
     pub unsafe fn new(data: *mut u8, dtype: Dtype, shape: &[i64], strides: Option<&[i64]>) -> Result<Self, Problem> {
         let (len, row_major) = checked(data, dtype.size(), shape, strides)?;
         match strides {
@@ -188,6 +189,7 @@ const MOST_BYTES: usize = if usize::BITS < 64 { isize::MAX as usize } else { 1 <
 
 /// The number of elements of a tensor, if they take less than [`MOST_BYTES`], and lie less than that apart and in the address space; and
 /// whether they lie in row-major order.
+#[inline(always)]
 fn checked(data: *mut u8, item: usize, shape: &[i64], strides: Option<&[i64]>) -> Result<(usize, bool), Problem> {
     if strides.is_some_and(|strides| strides.len() < shape.len()) {
         return Err(Problem::Malformed);
@@ -235,6 +237,7 @@ fn reach(item: usize, shape: &[i64], strides: &[i64]) -> Option<(usize, usize)> 
     Some((below, above))
 }
 
+#[inline(always)]
 fn is_row_major(shape: &[i64], strides: &[i64]) -> bool {
     let mut expected = 1;
     shape.iter().zip(strides).rev().all(|(&size, &stride)| {
