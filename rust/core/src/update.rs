@@ -52,7 +52,7 @@ impl Parameters {
             return Err(TensorError { index, problem: Problem::Complex });
         }
         overlap::check_writable(&views, &overlap::by_address(&views), |index| !is_gradient[index])?;
-        let cut = Cut::new(starts[1..].iter().zip(&starts).map(|(_, &start)| views[start].len()));
+        let cut = Cut::new(starts[..starts.len() - 1].iter().map(|&start| views[start].len()));
         let bytes = views.iter().map(View::bytes).fold(0, usize::saturating_add);
         Ok(Self { views, starts, cut, bytes })
     }
