@@ -220,3 +220,11 @@ def test_the_mode_comes_back_when_a_call_fails() -> None:
             _core.strictly(fail)
         halved = half * 0.5
     assert raw(halved) == bytes(8)
+
+
+def test_numbers_that_flushing_would_take_for_zero_are_positive() -> None:
+    with mode("flush"):
+        rule = rules.Normalize(1e-310)
+        with pytest.raises(ValueError, match="positive"):
+            rules.Normalize(0.0)
+    assert rule == rules.Normalize(1e-310)

@@ -11,6 +11,7 @@ import torch
 
 import normclip
 from normclip._core import DeviceList, TensorList
+from normclip.optim import ClippedSGD
 from normclip.rules import Formula, Rule
 
 pytestmark = pytest.mark.skipif(
@@ -95,6 +96,34 @@ def test_rules_that_change_tensors_are_refused(meddle: Callable[[torch.Tensor], 
         WAYS[way]([first, tensor], rule)
     assert first.item() == 1.0
     assert kept[0] is tensor or tensor.untyped_storage().nbytes() == 0 or torch.equal(kept[0], torch.tensor([3.0, 4.0]))
+
+
+REFUSED_OF_OPTIMIZERS: list[tuple[Callable[[torch.Tensor], Any], type[Exception], str]] = [
+    (replaced, RuntimeError, "has got other memory since it was taken: a rule"),
+    (lambda tensor: tensor.untyped_storage().resize_(0), ValueError, "has elements but no memory"),
+]
+
+
+@pytest.mark.parametrize(("meddle", "error", "reason"), REFUSED_OF_OPTIMIZERS)
+@pytest.mark.parametrize("changed", ["parameter", "gradient", "momentum buffer"])
+def test_rules_that_change_tensors_of_an_optimizer_are_refused(
+    changed: str, meddle: Callable[[torch.Tensor], Any], error: type[Exception], reason: str
+) -> None:
+    weights = [torch.nn.Parameter(torch.tensor([1.0])), torch.nn.Parameter(torch.tensor([3.0, 4.0]))]
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    optimizer, kept = ClippedSGD(weights, lr=0.5, rule=1.0, momentum=0.5), []
+    optimizer.step()
+    before = weights[0].item()
+    tensors = {"parameter": weights[1], "gradient": weights[1].grad, "momentum buffer": optimizer.state[weights[1]]["momentum_buffer"]}
+    optimizer.rule = Meddling(lambda: kept.append(meddle(tensors[changed])))
+    with pytest.raises(error, match=rf"param_groups\[0\]\['params'\]\[1\].* {reason}"):
+        optimizer.step()
+    assert weights[0].item() == before
+    if error is RuntimeError:
+        optimizer.rule = Meddling(lambda: None)
+        optimizer.step()
+        assert weights[0].item() < before
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -36,6 +36,7 @@ NO_TORCH_TO_BE_HAD = """
     import sys
     from types import SimpleNamespace
     sys.modules["torch"] = None  # importing it fails
+    import importlib
     import numpy as np
     import normclip
     print(normclip.clip_([np.array([3.0, 4.0])], 1.0))
@@ -43,6 +44,7 @@ NO_TORCH_TO_BE_HAD = """
         lambda: normclip.get_total_norm([np.ones(1)]),
         lambda: normclip.clip_grad_norm_([SimpleNamespace(grad=np.ones(1))], 1.0),
         lambda: normclip.patch_torch(),
+        lambda: importlib.import_module("normclip.optim"),
     ):
         try:
             needs_torch()
@@ -52,7 +54,7 @@ NO_TORCH_TO_BE_HAD = """
 
 
 def test_only_drop_ins_need_torch() -> None:
-    assert output_of(NO_TORCH_TO_BE_HAD) == "5.0\n" + 3 * "this needs torch, which is not installed: pip install 'normclip[torch]'\n"
+    assert output_of(NO_TORCH_TO_BE_HAD) == "5.0\n" + 4 * "this needs torch, which is not installed: pip install 'normclip[torch]'\n"
 
 
 def test_torch_imported_later_is_noticed() -> None:

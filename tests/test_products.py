@@ -11,6 +11,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import normclip
+from normclip._backends.choose import serving
+from normclip._backends.devices import _joined_products
+from normclip._backends.protocol import Served
 from support.oracle import TOLERANCE
 from support.tensors import LAYOUTS, Recipe
 
@@ -101,7 +104,7 @@ def test_a_lazy_negative() -> None:
     assert normclip.dot(torch._neg_view(x), x) == -3.0
 
 
-@pytest.mark.parametrize(
+MAGNITUDES = pytest.mark.parametrize(
     ("x", "y", "product", "cosine"),
     [
         ([1e200, 0.0], [1e-200, 0.0], 1.0, 1.0),
@@ -121,10 +124,26 @@ def test_a_lazy_negative() -> None:
         ([math.inf, 1e300], [1.0, -1e300], math.inf, math.nan),
     ],
 )
+
+
+@MAGNITUDES
 def test_magnitudes(x: list[float], y: list[float], product: float, cosine: float) -> None:
     measured = normclip.dot_stats(np.array(x), np.array(y))
     assert measured.dot == pytest.approx(product, rel=1e-12)
     assert measured.cosine == pytest.approx(cosine, rel=1e-12, nan_ok=True)
+
+
+@MAGNITUDES
+def test_cosines_by_torch(x: list[float], y: list[float], product: float, cosine: float) -> None:
+    """Where products overflow or underflow, which torch adds up as they are, and where parts on several devices are joined."""
+    a, b = (torch.tensor(given, dtype=torch.float64) for given in (x, y))
+    with serving(Served(rust=(), triton=())):
+        measured = normclip.dot_stats(a, b)
+        parts = [torch.stack(tuple(normclip.dot_stats(a[i], b[i]))) for i in range(len(x))]
+    assert measured.cosine.item() == pytest.approx(cosine, rel=1e-12, nan_ok=True)
+    joined = _joined_products(parts)
+    assert joined[3].item() == pytest.approx(cosine, rel=1e-12, nan_ok=True)
+    assert joined[1].item() == pytest.approx(measured.norm_x.item(), rel=1e-12, nan_ok=True)
 
 
 def test_many_blocks_that_overflow_only_together() -> None:

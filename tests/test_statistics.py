@@ -118,6 +118,13 @@ def test_to_dict_is_plain() -> None:
     assert found["norms"] == {3.0: pytest.approx(3 ** (1 / 3))}
 
 
+def test_a_table_of_huge_figures() -> None:
+    table = str(normclip.stats([np.full(1000, 1e307)]))
+    assert max(map(len, table.splitlines())) < 120
+    assert "1e+307" in table.split()
+    assert "1000" in table.split()
+
+
 def test_the_table_has_a_row_a_tensor() -> None:
     text = str(normclip.stats([np.ones(3), np.zeros(2)], names=["ones", "zeros"], per_tensor=True, groups={"g": ["ones"]}, norms=[3]))
     lines = text.splitlines()

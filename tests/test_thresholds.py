@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import normclip
+from normclip.optim import ClippedSGD
 from normclip.rules import Hard
 from normclip.thresholds import AGC, AdaGC, AutoClip, Threshold, ZClip
 
@@ -239,6 +240,26 @@ def test_names_belong_to_one_parameter() -> None:
     assert weight.grad.norm().item() == pytest.approx(9.0)
 
 
+WITHOUT_GRADIENTS: dict[str, Callable[[AutoClip], object]] = {
+    "clip_": lambda rule: normclip.clip_([], rule),
+    "clip_, empty": lambda rule: normclip.clip_([torch.ones(0)], rule),
+    "clip_grad_norm_": lambda rule: normclip.clip_grad_norm_([torch.nn.Parameter(torch.ones(2))], rule=rule),
+    "clip_grad_norm_, order 3": lambda rule: normclip.clip_grad_norm_([torch.nn.Parameter(torch.ones(2))], norm_type=3.0, rule=rule),
+    "clip_grads_": lambda rule: normclip.clip_grads_([torch.nn.Parameter(torch.ones(2))], rule),
+    "ClippedSGD": lambda rule: ClippedSGD([torch.nn.Parameter(torch.ones(2))], 0.1, rule).step(),
+}
+
+
+@pytest.mark.parametrize("way", WITHOUT_GRADIENTS)
+def test_where_there_are_no_gradients_no_norm_is_noted(way: str) -> None:
+    rule = AutoClip()
+    before = rule.state_dict()
+    WITHOUT_GRADIENTS[way](rule)
+    assert rule.state_dict() == before
+    normclip.clip_([torch.zeros(1)], rule)
+    assert rule.state_dict() != before, "a norm of 0 is one"
+
+
 # ---- AGC ----
 
 
@@ -248,6 +269,13 @@ def test_a_unit_of_agc() -> None:
     before = weight.grad.clone()
     AGC(clip=0.01).clip_([weight])
     torch.testing.assert_close(weight.grad, 0.05 * before)
+
+
+def test_agc_without_room_beside_infinite_weights() -> None:
+    weight = torch.nn.Parameter(torch.tensor([[math.inf, 1.0], [1.0, 1.0]]))
+    weight.grad = torch.ones(2, 2)
+    AGC(clip=0.0).clip_([weight])
+    assert torch.equal(weight.grad, torch.zeros(2, 2))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64])

@@ -7,6 +7,8 @@ import types
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from normclip._core import strictly
+
 if TYPE_CHECKING:
     import torch
 
@@ -92,9 +94,14 @@ def check_positive(name: str, value: float) -> float:
         TypeError, ValueError: It is no number, not positive, or not finite.
     """
     value = check_number(name, value)
-    if not 0.0 < value < math.inf:
+    # Once more in IEEE arithmetic: a thread may be set to take subnormal numbers for 0.
+    if not (_is_positive(value) or strictly(_is_positive, value)):
         raise ValueError(f"{name} is {value}: pass a positive, finite number")
     return value
+
+
+def _is_positive(value: float) -> bool:
+    return 0.0 < value < math.inf
 
 
 def check_not_negative(name: str, value: float) -> float:

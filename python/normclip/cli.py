@@ -71,11 +71,17 @@ def _output_file(*suffixes: str) -> Callable[[str], Path]:
             raise argparse.ArgumentTypeError(f"{text!r} does not end in {' or '.join(suffixes)}")
         if not path.parent.is_dir():
             raise argparse.ArgumentTypeError(f"there is no folder {str(path.parent)!r}; create it first")
-        if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        touched = [*([path] if path.exists() else ()), *([path.resolve().parent] if _is_replaced(path) else ())]
+        if path.is_dir() or not all(os.access(each, os.W_OK) for each in touched):
             raise argparse.ArgumentTypeError(f"{text!r} cannot be written")
         return path
 
     return output_file
+
+
+def _is_replaced(path: Path) -> bool:
+    """Whether results are written to a new file that then takes this path; devices and pipes are written directly."""
+    return path.is_file() or not path.exists()
 
 
 def _output_folder(text: str) -> Path:
@@ -125,6 +131,8 @@ def _study(options: argparse.Namespace, command: str) -> int:
 
     results = _Results("study")
     for name in studies.NAMES if options.name == "all" else (options.name,):
+        if results.closed and not options.out:
+            break  # nobody would see the others
         with progress_bar() as progress:
             report = studies.study(name, Options(quick=options.quick, seed=options.seed, progress=progress), command)
         if options.out:
@@ -147,17 +155,35 @@ class _Results:
             self.console = Console(width=140)  # a pipe has no width, for which rich would assume 80
         self.command = command
         self.status = 0
+        self.closed = False
 
     def print(self, results: Callable[[Console], None]) -> None:
-        """Print results on the console."""
+        """Print results on the console. A reader that has left, such as `head`, is no error."""
         with self._reporting("standard output"):
-            results(self.console)
-            sys.stdout.flush()  # raises here, not when Python exits, if for example the disk is full
+            try:
+                with self.console.capture() as printed:
+                    results(self.console)
+                sys.stdout.write(printed.get())
+                sys.stdout.flush()  # raises here, not when Python exits, if for example the disk is full
+            except OSError as error:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout again when it exits
+                if not isinstance(error, BrokenPipeError):
+                    raise
+                self.closed = True
 
     def write(self, path: Path, results: Callable[[Path], object]) -> None:
-        """Write results to a file."""
+        """Write results to a file, which is left as it was if that fails."""
         with self._reporting(str(path)):
-            results(path)
+            if not _is_replaced(path):
+                results(path)
+                return
+            target = path.resolve()  # the file itself where the path is a link
+            beside = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")
+            try:
+                results(beside)
+                beside.replace(target)
+            finally:
+                beside.unlink(missing_ok=True)
 
     @contextmanager
     def _reporting(self, where: str) -> Iterator[None]:
@@ -166,5 +192,3 @@ class _Results:
         except OSError as error:
             self.status = 1
             sys.stderr.write(f"normclip {self.command}: cannot write {where}: {error.strerror or error}\n")
-            if where == "standard output":
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout again when it exits

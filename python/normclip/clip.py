@@ -33,7 +33,8 @@ def clip_(tensors: Tensors, rule: Rule | float, ord: float = 2.0) -> torch.Tenso
 
     Args:
         tensors: As for :func:`normclip.total_norm`, writable and without overlap. The same memory listed twice is scaled once.
-        rule: The limit γ ≥ 0, in the unit of the elements, where ``inf`` measures only; or one of :mod:`normclip.rules`.
+        rule: The limit γ ≥ 0, in the unit of the elements, where ``inf`` measures only; or one of :mod:`normclip.rules`, which is not
+            asked where there are no elements.
         ord: The order p of the norm, as for :func:`normclip.total_norm`.
 
     Returns:
@@ -206,6 +207,8 @@ def _clip(batch: Batch, rule: Rule, norm: AnyNorm, epsilon: float = 0.0) -> None
         # The backend computes the coefficient, so that on a device one kernel computes and applies it.
         mark_written(batch.clip_(rule.max_norm, norm, epsilon))
         return
+    if batch.is_empty:
+        return  # a rule that remembers has seen no gradient
     exact: Any = norm if isinstance(norm, float) else norm.exact
     with rule.applying(exact) as multiplier:
         if not isinstance(multiplier, float) or multiplier != 1.0:

@@ -128,7 +128,9 @@ def _figures(moments: Moments) -> dict[str, Any]:
 
 
 def _cell(figure: float) -> str:
-    return f"{figure:.4g}" if isinstance(figure, float) and not figure.is_integer() else f"{figure:.0f}"
+    # Whole numbers in full, as counts are, up to where the digits of a float end.
+    whole = isinstance(figure, int) or (figure.is_integer() and abs(figure) < 2.0**53)
+    return f"{figure:.0f}" if whole else f"{figure:.4g}"
 
 
 def stats(

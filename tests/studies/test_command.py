@@ -1,16 +1,18 @@
 """`normclip study` as a person starts it."""
 
+import errno
 import json
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any, get_args
 from xml.etree import ElementTree
 
 import pytest
 
-from normclip.cli import main
+from normclip.cli import _Results, main
 from normclip.studies import NAMES
 from normclip.studies.report import Verdict
 
@@ -125,3 +127,58 @@ def test_full_disk_and_ascii(tmp_path: Path) -> None:
         run = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, encoding="utf-8", timeout=300, check=False)
     assert run.returncode == 1
     assert run.stderr.split("\n")[-3:-1] == [said, "normclip study: cannot write standard output: No space left on device"]
+
+
+def test_a_reader_that_leaves_loses_nobody_elses_files(tmp_path: Path) -> None:
+    """As `normclip study all | head -1` does."""
+    program = """
+        import os, sys
+        from types import SimpleNamespace
+        from normclip import studies
+        from normclip.cli import main
+
+        class Report:
+            def __init__(self, name): self.name = name
+            def to_json(self): return self.name
+            def draw(self, path): path.write_text(self.name)
+            def print(self, console): console.print("printed " * 10_000)
+
+        asked = []
+        def study(name, options, command):
+            asked.append(name)
+            return Report(name)
+
+        studies.study = study
+        status = main(["study", "all", *sys.argv[1:]])
+        sys.stderr.write(f"{status} {len(asked)}")
+    """
+    for arguments, expected in (["--out", str(tmp_path)], len(NAMES)), ([], 1):
+        read, write = os.pipe()
+        os.close(read)
+        command = [sys.executable, "-c", textwrap.dedent(program), *arguments]
+        run = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=100, check=False)
+        os.close(write)
+        assert run.returncode == 0
+        assert run.stderr.strip() == f"0 {expected}"
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(f"{name}.{suffix}" for name in NAMES for suffix in ("json", "svg"))
+
+
+def test_a_file_that_cannot_be_written_whole_is_as_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, link = tmp_path / "old.json", tmp_path / "link.json"
+    path.write_text("old", encoding="utf-8")
+    link.symlink_to(path)
+
+    def fill_the_disk(path: Path) -> None:
+        path.write_text("half of the", encoding="utf-8")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    results = _Results("study")
+    for name in (path, tmp_path / "new.json"):
+        results.write(name, fill_the_disk)
+    assert results.status == 1
+    assert capsys.readouterr().err.count("No space left on device") == 2
+    assert path.read_text(encoding="utf-8") == "old"
+    assert sorted(tmp_path.iterdir()) == [link, path]
+    results.write(link, lambda path: path.write_text("new", encoding="utf-8"))
+    assert path.read_text(encoding="utf-8") == "new"
+    assert link.is_symlink()

@@ -102,6 +102,10 @@ class DeviceBatch:
     def positions(self) -> list[int]:
         return self._tensors.positions
 
+    @property
+    def is_empty(self) -> bool:
+        return not any(math.prod(getattr(tensor, "shape", (1,))) for tensor in self._tensors.objects)
+
     def __len__(self) -> int:
         return len(self._tensors)
 
@@ -262,9 +266,17 @@ def dot(xs: DeviceList, ys: DeviceList, served: Served) -> tuple[torch.Tensor, t
     found = [moved(products, found[0].device, found[0].dtype) for products in found]
     if len(found) == 1:
         return found[0][0], found[0][1], found[0][2], found[0][3]
+    return _joined_products(found)
+
+
+def _joined_products(found: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The products of two vectors, from those of their parts on each device."""
     product = torch.stack([products[0] for products in found]).sum()
     x_norm, y_norm = (_joined([products[side] for products in found], 2.0, torch.float64).exact for side in (1, 2))
-    return product, x_norm, y_norm, product / x_norm / y_norm
+    # Of the cosines of the parts, as the product may overflow or underflow. A part of zeros has none, and adds nothing.
+    shares = [(products[1] / x_norm) * (products[2] / y_norm) for products in found]
+    terms = [torch.where(share == 0.0, 0.0, share * products[3]) for share, products in zip(shares, found, strict=True)]
+    return product, x_norm, y_norm, torch.stack(terms).sum()
 
 
 def _dense(tensors: DeviceList, name: str) -> list[torch.Tensor]:

@@ -130,7 +130,9 @@ class TorchPart:
         pairs = [(self._widened(x), self._widened(y)) for x, y in zip(self._tensors, other._tensors, strict=True)]
         product = torch.stack([(x * y).sum() for x, y in pairs]).sum()
         x_norm, y_norm = (part.norm(2.0, self._wide).exact for part in (self, other))
-        return torch.stack([product, x_norm, y_norm, product / x_norm / y_norm])
+        # Of unit vectors, as the product itself may overflow or underflow.
+        cosine = torch.stack([(x / x_norm * (y / y_norm)).sum() for x, y in pairs]).sum()
+        return torch.stack([product, x_norm, y_norm, cosine])
 
     def _used(self) -> list[torch.Tensor]:
         return [self._tensors[index] for index in self._firsts]

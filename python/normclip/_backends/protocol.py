@@ -60,6 +60,10 @@ class Batch(Protocol):
     def is_double(self) -> bool: ...
     @property
     def positions(self) -> list[int]: ...
+    @property
+    def is_empty(self) -> bool:
+        """Whether there are no elements: of tensors that ranks share, on any rank, which is known when they are measured."""
+
     def __len__(self) -> int: ...
 
     def norm(self, order: float) -> AnyNorm: ...
@@ -97,6 +101,9 @@ class Step(Protocol):
 
     def norm(self) -> AnyNorm:
         """The L2 norm of all gradients."""
+
+    def check_unchanged(self) -> None:
+        """As for :class:`Batch`."""
 
     def step_(self, coefficient: Any, settings: list[Settings]) -> list[Any]:
         """Update the parameters, with gradients multiplied by the coefficient and the settings of each group.

@@ -59,6 +59,7 @@ class Shards:
     """
 
     is_torch = True
+    is_empty = False
 
     def __init__(self, given: Any, *, grads: bool, writable: bool, process_groups: Sequence[ProcessGroup]) -> None:
         self._process_groups = list(process_groups)
@@ -154,7 +155,8 @@ class Shards:
         if order in NORMS:
             found: float = getattr(self._sum(self._sums), NORMS[order])
         else:
-            found = float(self._agreed(lambda: self._norms(order), merged_norms(order))[0])
+            row = self._agreed(lambda: self._norms(order), merged_norms(order))
+            found, self.is_empty = float(row[0]), not row[1]
         if self._device.type == "cpu":
             return found
         exact = torch.tensor(found, dtype=torch.float64, device=self._device)
@@ -206,6 +208,7 @@ class Shards:
 
     def _sum(self, measure: Callable[[], list[Array]], digest: float = 0.0) -> Moments:
         self._total = Moments.from_array(self._agreed(measure, merged_moments, digest))
+        self.is_empty = self._total.count == 0
         return self._total
 
     def _agreed(self, measure: Callable[[], list[Array]], merge: Merge, digest: float = 0.0) -> Array:

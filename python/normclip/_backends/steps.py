@@ -26,6 +26,10 @@ class DeviceStep:
     def norm(self) -> AnyNorm:
         return self._gradients.norm(2.0)
 
+    def check_unchanged(self) -> None:
+        _core.Step.check(self._members)
+        self._gradients.check_unchanged()
+
     def step_(self, coefficient: float | Tensor, settings: list[Settings]) -> list[Any]:
         # Grouped, as torch's foreach operations take tensors of one device, one dtype and the same settings.
         grouped: dict[tuple[Any, ...], list[tuple[Tensor, Tensor, Tensor | None]]] = {}

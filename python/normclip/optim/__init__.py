@@ -1,5 +1,9 @@
 """Optimizers that clip in their step. They read the gradients twice, for the norm and for the update, and never write them."""
 
-from normclip.optim.sgd import ClippedSGD
+from normclip._arguments import import_torch
+
+import_torch()
+
+from normclip.optim.sgd import ClippedSGD  # noqa: E402 (only now: all of it needs torch)
 
 __all__ = ["ClippedSGD"]

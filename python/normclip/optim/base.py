@@ -12,7 +12,7 @@ from torch.optim.optimizer import ParamsT
 
 from normclip._backends import Member, Settings, optimizer_step
 from normclip._results import mark_written
-from normclip.rules import Rule, as_rule
+from normclip.rules import Hard, Rule, as_rule
 
 
 class ClippedOptimizer(torch.optim.Optimizer):
@@ -88,6 +88,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
 
         Raises:
             TypeError, ValueError: As for the class. Nothing has changed.
+            RuntimeError: The rule has given a tensor other memory. Nothing has changed.
         """
         loss = None
         if closure is not None:
@@ -100,10 +101,15 @@ class ClippedOptimizer(torch.optim.Optimizer):
             for place, parameter in enumerate(group["params"])
             if parameter.grad is not None
         ]
+        if not members:
+            self.last_norm, self.last_coefficient = 0.0, 1.0  # and the rule is not asked
+            return loss
         update = optimizer_step(members)
         norm = update.norm()
         exact = cast(Any, norm if isinstance(norm, float) else norm.exact)
         with self.rule.applying(exact) as coefficient:
+            if not isinstance(self.rule, Hard):
+                update.check_unchanged()  # the code of a user's rule has run since the tensors were checked
             mark_written(update.step_(coefficient, settings))
         self.last_norm, self.last_coefficient = exact, coefficient
         for _, _, parameter, _, states, new in members:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from normclip._arguments import Parameters, check_not_negative, check_positive
 from normclip._backends import collect_grads
+from normclip._formulas import times
 from normclip.statistics import named
 from normclip.thresholds.policy import Policy
 
@@ -74,7 +75,7 @@ class AGC(Policy):
         for _, parameter in given.values():
             weight, gradient = (torch.view_as_real(x) if x.is_complex() else x for x in (parameter.detach(), parameter.grad.detach()))
             limits, norms = (_unit_norms(x, whole=parameter.ndim <= 1) for x in (weight, gradient))
-            limits = self.clip * limits.clamp(min=self.eps)
+            limits = times(torch, limits.clamp(min=self.eps), self.clip)
             within = norms <= limits
             if not gradient.is_cpu or not bool(within.all()):
                 gradient.mul_(torch.where(within, 1.0, limits / norms).to(torch.promote_types(gradient.dtype, torch.float32)))

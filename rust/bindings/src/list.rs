@@ -171,6 +171,12 @@ impl TensorList {
         check_unchanged(py, &self.names, &self.objects, &self.lent, self.tensors().views())
     }
 
+    /// Whether there are no elements.
+    #[getter]
+    fn is_empty(&self) -> bool {
+        self.tensors().is_empty()
+    }
+
     fn __len__(&self) -> usize {
         self.objects.len()
     }

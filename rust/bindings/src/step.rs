@@ -43,10 +43,11 @@ impl Settings {
 pub(crate) struct Step {
     /// The group of each parameter, and whether its states are new.
     places: Vec<(usize, bool)>,
-    /// Parameters and states.
-    written: Vec<Py<PyAny>>,
-    #[expect(dead_code, reason = "held for their references")]
-    read: Vec<Py<PyAny>>,
+    /// The number of states of each parameter.
+    states: Vec<usize>,
+    /// Each parameter, its states and its gradient.
+    objects: Vec<Py<PyAny>>,
+    names: Names,
     #[expect(dead_code, reason = "held for their references")]
     owners: Vec<Py<PyAny>>,
     gradients: Tensors,
@@ -79,7 +80,23 @@ impl Step {
         };
         // SAFETY: that nobody else uses the memory meanwhile is up to the caller in Python, as with every in-place operation of torch.
         compute(py, |team| unsafe { update(&self.parameters, |place| formulas[place], team) })?;
-        PyList::new(py, &self.written)
+        let mut objects = self.objects.iter();
+        let mut written = Vec::with_capacity(self.objects.len());
+        for states in &self.states {
+            written.extend(objects.by_ref().take(states + 1));
+            objects.next(); // the gradient
+        }
+        PyList::new(py, written)
+    }
+
+    /// As `TensorList.check_unchanged`.
+    fn check_unchanged(&self, py: Python<'_>) -> PyResult<()> {
+        let objects: Vec<_> = self.objects.iter().map(|object| object.bind(py).clone()).collect();
+        let found = Taken::of(Extractor::new(py, &self.names, true)?, &objects)?.views(&self.states)?;
+        match found.iter().zip(self.parameters.views()).position(|(found, expected)| found != expected) {
+            Some(index) => Err(self.names.changed(index, &objects[index])),
+            None => Ok(()),
+        }
     }
 }
 
@@ -87,8 +104,8 @@ impl Step {
     fn take(py: Python<'_>, members: Vec<Member<'_>>, anywhere: bool) -> PyResult<Self> {
         let count = members.iter().map(|(_, _, _, _, states, _)| states.len() + 2).sum();
         // In the order of `Parameters`: each parameter, its states and its gradient.
-        let (mut objects, mut roles, mut written) = (Vec::with_capacity(count), Vec::with_capacity(count), Vec::with_capacity(count));
-        let (mut states, mut places, mut read) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut objects, mut roles) = (Vec::with_capacity(count), Vec::with_capacity(count));
+        let (mut states, mut places) = (Vec::with_capacity(members.len()), Vec::with_capacity(members.len()));
         for (group, place, parameter, gradient, its_states, new) in members {
             states.push(its_states.len());
             places.push((group, new));
@@ -97,29 +114,24 @@ impl Step {
             roles.push((group, place, Role::Gradient));
             objects.push(parameter);
             objects.extend(its_states);
-            written.extend(objects[objects.len() - 1 - states[states.len() - 1]..].iter().map(|tensor| tensor.clone().unbind()));
             // A flag of torch's that memory does not show; gradients of complex numbers' parts have it.
             let negative = gradient.call_method0(intern!(py, "is_neg"))?.is_truthy()?;
             objects.push(if negative { gradient.call_method0(intern!(py, "resolve_neg"))? } else { gradient });
-            read.push(objects[objects.len() - 1].clone().unbind());
         }
         let names = Names::Members(roles);
         let extractor = Extractor::new(py, &names, true)?;
         let taken = Taken::of(if anywhere { extractor.anywhere() } else { extractor }, &objects)?;
-        let (mut gradients, mut views, mut first) = (Vec::with_capacity(states.len()), Vec::with_capacity(count), 0);
+        let views = taken.views(&states)?;
+        let (mut gradients, mut next) = (Vec::with_capacity(states.len()), 0);
         for states in &states {
-            let gradient = first + states + 1;
-            for index in first..=gradient {
-                taken.check_alike(index, first)?;
-                views.push(taken.view(index, first)?);
-            }
-            gradients.push(taken.view(gradient, gradient)?);
-            first = gradient + 1;
+            next += states + 2;
+            gradients.push(taken.view(next - 1, next - 1)?);
         }
-        let parameters = detached(py, || Parameters::new(views, states))?.map_err(|error| names.fault(error, &objects[error.index]))?;
-        let gradients = detached(py, || Tensors::new(gradients))?;
+        let lists = detached(py, || Ok((Parameters::new(views, states.iter().copied())?, Tensors::new(gradients))))?;
+        let (parameters, gradients) = lists.map_err(|error: TensorError| names.fault(error, &objects[error.index]))?;
         let owners = taken.exported.into_iter().filter_map(|(exported, _)| exported.owner).collect();
-        Ok(Self { places, written, read, owners, gradients, parameters })
+        let objects = objects.into_iter().map(Bound::unbind).collect();
+        Ok(Self { places, states, objects, names, owners, gradients, parameters })
     }
 }
 
@@ -157,6 +169,20 @@ impl<'a, 'py> Taken<'a, 'py> {
             }
         }
         Ok(Self { names, objects, exported })
+    }
+
+    /// The memory of each parameter, its states and its gradient, in the order of the parameter.
+    fn views(&self, states: &[usize]) -> PyResult<Vec<View>> {
+        let (mut views, mut parameter) = (Vec::with_capacity(self.objects.len()), 0);
+        for states in states {
+            let next = parameter + states + 2;
+            for index in parameter..next {
+                self.check_alike(index, parameter)?;
+                views.push(self.view(index, parameter)?);
+            }
+            parameter = next;
+        }
+        Ok(views)
     }
 
     /// Refuses a tensor that is not of the element type, device and shape of its parameter.

@@ -1,9 +1,10 @@
 //! Element types: how each is widened, compared by its bits, and rounded back.
 //!
 //! Contract: `wide` is exact for every type, as f16, bf16, f32 and f64 all fit into f64; roundings are to nearest even. Conversions are
-//! branch-free integer and float operations, so that they vectorize on every instruction set and give the same bits on each. A NaN that
-//! is rounded or multiplied becomes the positive quiet one without payload: the sign and payload that hardware gives it depend on the
-//! instruction.
+//! branch-free integer and float operations, so that they vectorize on every instruction set and give the same bits on each, of NaN too.
+//! `times` by a normal number keeps sign and payload of a NaN and makes it quiet, as all hardware does. Which of two NaN an operation returns, and
+//! the sign of a NaN that it makes of numbers, depend on the instruction. So `narrow` and `store`, which end all other computations, return
+//! the same NaN for every NaN: the positive quiet one without payload.
 
 use std::ops::{Add, Mul, Sub};
 
@@ -67,22 +68,47 @@ impl Dtype {
 
 /// A type in which updates are computed.
 pub trait Float: Copy + PartialEq + Default + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> {
+    /// The one NaN for all.
+    const NAN: Self;
+
     /// The nearest value of this type.
     fn of(value: f64) -> Self;
+
+    /// Whether it is NaN.
+    fn is_nan(self) -> bool;
 }
 
 impl Float for f32 {
+    const NAN: Self = Self::NAN;
+
     #[inline(always)]
     fn of(value: f64) -> Self {
         value as Self
     }
+    #[inline(always)]
+    fn is_nan(self) -> bool {
+        self.is_nan()
+    }
 }
 
 impl Float for f64 {
+    const NAN: Self = Self::NAN;
+
     #[inline(always)]
     fn of(value: f64) -> Self {
         value
     }
+    #[inline(always)]
+    fn is_nan(self) -> bool {
+        self.is_nan()
+    }
+}
+
+/// Numbers with the one NaN for all. A row is looked at as a whole, since a choice for each number takes as long as to compute it.
+#[inline(always)]
+fn one_nan<W: Float>(row: [W; 32]) -> [W; 32] {
+    let found = row.iter().fold(false, |found, x| found | x.is_nan());
+    if found { row.map(|x| if x.is_nan() { W::NAN } else { x }) } else { row }
 }
 
 /// A real number in memory.
@@ -124,19 +150,19 @@ pub trait Element: Copy + Default + Send + Sync + 'static {
         row.map(|x| Self::default().with_abs_bits(x.abs_bits()))
     }
 
-    /// The nearest value of this type; for the 16-bit types by way of f32, as torch does it.
+    /// The nearest value of this type; for the 16-bit types by way of f32, as torch does it. One NaN for all.
     fn narrow(value: f64) -> Self;
 
     /// 32 values, exactly, in an order that is fixed for the type and that [`Element::store`] undoes.
     fn load<S: Simd>(simd: S, row: [Self; 32]) -> [Self::Work; 32];
 
-    /// The values nearest to numbers in the order of [`Element::load`], ties to even.
+    /// The values nearest to numbers in the order of [`Element::load`], ties to even. One NaN for all.
     fn store<S: Simd>(simd: S, row: [Self::Work; 32]) -> [Self; 32];
 
     /// A coefficient in the precision in which this type is multiplied: f32, or f64 for f64.
     fn factor(coefficient: f64) -> Self::Factor;
 
-    /// The product, computed in the factor's precision and rounded to this type.
+    /// The product with a normal number, computed in its precision and rounded to this type. NaN stays what it is, but quiet.
     fn times(self, factor: Self::Factor) -> Self;
 
     /// Replaces each element by its product.
@@ -165,7 +191,7 @@ impl F16 {
         widen_half(self.0)
     }
 
-    /// The nearest half, ties to even.
+    /// The nearest half, ties to even. NaN stays what it is, cut and quiet.
     #[inline(always)]
     pub fn from_f32(value: f32) -> Self {
         Self(narrow_single(value))
@@ -179,13 +205,13 @@ impl Bf16 {
         f32::from_bits(u32::from(self.0) << 16)
     }
 
-    /// The nearest bfloat16, ties to even.
+    /// The nearest bfloat16, ties to even. NaN stays what it is, cut and quiet.
     #[inline(always)]
     pub fn from_f32(value: f32) -> Self {
         let bits = value.to_bits();
         let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
         // A NaN must not be rounded: the carry could make it zero.
-        Self(if bits & 0x7fff_ffff > 0x7f80_0000 { 0x7fc0 } else { rounded as u16 })
+        Self(if bits & 0x7fff_ffff > 0x7f80_0000 { bits >> 16 | 0x40 } else { rounded } as u16)
     }
 }
 
@@ -215,7 +241,7 @@ macro_rules! half_element {
             }
             #[inline(always)]
             fn narrow(value: f64) -> Self {
-                Self::from_f32(value as f32)
+                Self::from_f32(if value.is_nan() { f32::NAN } else { value as f32 })
             }
             #[inline(always)]
             fn factor(coefficient: f64) -> f32 {
@@ -240,13 +266,13 @@ half_element!(
     },
     #[inline(always)]
     fn store<S: Simd>(simd: S, row: [f32; 32]) -> [Self; 32] {
-        simd.narrow_singles(row).map(Self)
+        simd.narrow_singles(one_nan(row)).map(Self)
     },
     #[inline(always)]
     fn scale<S: Simd>(simd: S, elements: &mut [Self], factor: f32) {
         let (rows, tail) = elements.as_chunks_mut::<32>();
         for row in rows {
-            *row = Self::store(simd, Self::load(simd, *row).map(|x| x * factor));
+            *row = simd.narrow_singles(Self::load(simd, *row).map(|x| x * factor)).map(Self);
         }
         for x in tail {
             *x = x.times(factor);
@@ -274,6 +300,7 @@ half_element!(
     },
     #[inline(always)]
     fn store<S: Simd>(_simd: S, row: [f32; 32]) -> [Self; 32] {
+        let row = one_nan(row);
         let (even, odd) = row.split_at(16);
         let mut words = [0u32; 16];
         for ((word, even), odd) in words.iter_mut().zip(even).zip(odd) {
@@ -317,8 +344,7 @@ macro_rules! float_element {
             }
             #[inline(always)]
             fn narrow(value: f64) -> Self {
-                let value = value as Self;
-                if value.is_nan() { Self::NAN } else { value }
+                if value.is_nan() { Self::NAN } else { value as Self }
             }
             #[inline(always)]
             fn factor(coefficient: f64) -> Self {
@@ -326,8 +352,7 @@ macro_rules! float_element {
             }
             #[inline(always)]
             fn times(self, factor: Self) -> Self {
-                let product = self * factor;
-                if product.is_nan() { Self::NAN } else { product }
+                self * factor
             }
             #[inline(always)]
             fn load<S: Simd>(_simd: S, row: [Self; 32]) -> [f64; 32] {
@@ -335,7 +360,7 @@ macro_rules! float_element {
             }
             #[inline(always)]
             fn store<S: Simd>(_simd: S, row: [f64; 32]) -> [Self; 32] {
-                row.map(Self::narrow)
+                one_nan(row.map(|x| x as Self))
             }
         }
     };

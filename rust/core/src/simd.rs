@@ -14,7 +14,8 @@ pub trait Simd: Copy {
         halves.map(widen_half)
     }
 
-    /// Rounds 32 f32 to half precision, to nearest even, and returns their bits. Every NaN becomes the positive one without payload.
+    /// Rounds 32 f32 to half precision, to nearest even, and returns their bits. NaN keeps its sign and the upper bits of its payload, and is
+    /// made quiet.
     #[inline(always)]
     fn narrow_singles(self, singles: [f32; 32]) -> [u16; 32] {
         singles.map(narrow_single)
@@ -44,7 +45,8 @@ pub(crate) fn widen_half(half: u16) -> f32 {
     f32::from_bits(scaled.to_bits() | special | (u32::from(half & 0x8000) << 16))
 }
 
-/// Rounds an f32 to half precision, to nearest even, and returns its bits. Every NaN becomes the positive one without payload.
+/// Rounds an f32 to half precision, to nearest even, and returns its bits. NaN keeps its sign and the upper bits of its payload, and is made
+/// quiet, as by hardware.
 #[inline(always)]
 pub(crate) fn narrow_single(value: f32) -> u16 {
     let bits = value.to_bits();
@@ -58,13 +60,8 @@ pub(crate) fn narrow_single(value: f32) -> u16 {
     let finite = if magnitude < 113 << 23 { subnormal } else { normal };
     // 65520 is the tie between the largest half and infinity, and goes to infinity.
     let bounded = if magnitude >= 0x477f_f000 { 0x7c00 } else { finite };
-    if magnitude > 0x7f80_0000 { 0x7e00 } else { sign | bounded as u16 }
-}
-
-/// The half itself; for every NaN the positive one without payload.
-#[inline(always)]
-fn canonical_half(half: u16) -> u16 {
-    if half & 0x7fff > 0x7c00 { 0x7e00 } else { half }
+    let nan = 0x7e00 | (magnitude >> 13) & 0x1ff;
+    sign | if magnitude > 0x7f80_0000 { nan } else { bounded } as u16
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -77,7 +74,7 @@ mod x86 {
     };
     use std::mem::transmute;
 
-    use super::{Simd, canonical_half};
+    use super::Simd;
 
     /// AVX2, F16C and FMA.
     #[derive(Clone, Copy)]
@@ -125,8 +122,7 @@ mod x86 {
             // SAFETY: plain bits of the same size; `self` proves F16C.
             unsafe {
                 let singles: [__m256; 4] = transmute(singles);
-                let halves: [u16; 32] = transmute(singles.map(|eight| _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(eight)));
-                halves.map(canonical_half)
+                transmute(singles.map(|eight| _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(eight)))
             }
         }
     }
@@ -154,8 +150,7 @@ mod x86 {
             unsafe {
                 let [low, high]: [__m512; 2] = transmute(singles);
                 let narrow = |sixteen| _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(sixteen);
-                let halves: [u16; 32] = transmute([narrow(low), narrow(high)]);
-                halves.map(canonical_half)
+                transmute([narrow(low), narrow(high)])
             }
         }
     }

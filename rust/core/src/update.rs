@@ -57,6 +57,11 @@ impl Parameters {
         Ok(Self { views, starts, cut, bytes })
     }
 
+    /// The views as they were given.
+    pub fn views(&self) -> &[View] {
+        &self.views
+    }
+
     /// A parameter, its states and its gradient.
     fn tensors(&self, parameter: usize) -> &[View] {
         &self.views[self.starts[parameter]..self.starts[parameter + 1]]

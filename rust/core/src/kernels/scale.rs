@@ -1,7 +1,8 @@
 //! x ← x · c.
 //!
 //! f16, bf16 and f32 are multiplied in f32 by the coefficient rounded to f32, f64 in f64; the product is rounded to the element's type, to
-//! nearest even. NaN and infinity follow IEEE multiplication; NaN is written as the positive quiet one without payload, of every element type.
+//! nearest even. NaN and infinity follow IEEE multiplication. A NaN keeps sign and payload, and becomes quiet; where the coefficient is no
+//! normal number, every NaN is written as the positive quiet one without payload.
 
 use super::Map;
 use crate::dtype::Element;
@@ -18,11 +19,11 @@ pub struct Scale {
 impl Map for Scale {
     fn apply<E: Element>(self, isa: Isa, elements: &mut [E]) -> bool {
         let Self { coefficient } = self;
-        let fits_f32 = coefficient == 0.0 || (f64::from(f32::MIN_POSITIVE)..=f64::from(f32::MAX)).contains(&coefficient.abs());
-        if fits_f32 {
+        if (f64::from(f32::MIN_POSITIVE)..=f64::from(f32::MAX)).contains(&coefficient.abs()) {
             isa.run(Multiply { factor: E::factor(coefficient), elements });
         } else {
-            // Rounded to f32 the coefficient would be subnormal or infinite, where the product may be neither.
+            // Rounded to f32 the coefficient would be 0, subnormal or infinite, where the product may be none of these; and a product by 0 or by
+            // what is not finite may be a NaN that no element was.
             isa.run(MultiplyWide { coefficient, elements });
         }
         true
