@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 
 import normclip
 from normclip import Moments
+from normclip._core import FIGURES, MOMENTS, NORMS
 from support.oracle import assert_near, exact_norm, magnitudes
 from support.tensors import REAL_DTYPES, Recipe, recipes
-
-FIGURES = ("count", "zeros", "nans", "infs", "l1", "l2", "linf", "rms", "mean_abs", "sign_cosine", "density")
 
 
 def figures(moments: Moments) -> list[float]:
@@ -125,10 +124,26 @@ def test_any_split_of_a_constant(dtype: type, size: int, value: float, cuts: lis
 def test_arrays_and_pickles_carry_everything(given_recipes: list[Recipe]) -> None:
     moments = Moments.of([recipe.make() for recipe in given_recipes])
     array = moments.to_array()
-    assert array.shape == (13,)
+    assert array.shape == (len(MOMENTS),)
     assert array.dtype == np.float64
     for copy in (Moments.from_array(array), Moments.from_array(array.tolist()), pickle.loads(pickle.dumps(moments))):
         assert same(copy.to_array().tolist(), array.tolist())
+
+
+def test_numbers_have_names() -> None:
+    array = np.array([3.0, 0.0, -4.0, 1e-300, 1e300, math.nan, math.inf, -math.inf])
+    found = [dict(zip(MOMENTS, Moments.of(part).to_array(), strict=True)) for part in (array, *array[:, None])]
+    sums = ("sum_abs", "small", "medium", "large", "largest")
+    assert [found[0][name] for name in ("count", "zeros", "nans", "infs")] == [8, 1, 1, 2]
+    assert [found[1][name] for name in sums] == [3.0, 0.0, 9.0, 0.0, 3.0]
+    assert [found[4][name] > 0.0 for name in sums] == [True, True, False, False, True]
+    assert [found[5][name] > 0.0 for name in sums] == [True, False, False, True, True]
+    assert all(each[f"{name}_rest"] == 0.0 for each in found[1:] for name in sums[:-1])
+
+
+def test_norms_have_figures() -> None:
+    array = np.array([3.0, 0.0, -4.0])
+    assert {order: getattr(Moments.of(array), figure) for order, figure in NORMS.items()} == {1.0: 7.0, 2.0: 5.0, math.inf: 4.0}
 
 
 def test_equality_and_hash() -> None:

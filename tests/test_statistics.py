@@ -1,5 +1,7 @@
 """Statistics of tensors and of a model's gradients."""
 
+import dataclasses
+import inspect
 import json
 import math
 
@@ -10,10 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import normclip
-from normclip import Moments
+from normclip import Moments, PerTensor, Stats
+from normclip._core import FIGURES
 from support.tensors import Recipe, recipes
-
-FIGURES = ("count", "zeros", "nans", "infs", "l1", "l2", "linf", "rms", "mean_abs", "sign_cosine", "density")
 
 
 def model() -> torch.nn.Module:
@@ -21,6 +22,13 @@ def model() -> torch.nn.Module:
     net = torch.nn.Sequential(torch.nn.Embedding(11, 6), torch.nn.Linear(6, 5), torch.nn.Linear(5, 4))
     net(torch.arange(9)).square().sum().backward()
     return net
+
+
+@pytest.mark.parametrize(("kind", "others"), [(Stats, ["moments", "norms", "groups", "per_tensor"]), (PerTensor, ["names"])])
+def test_figures_are_attributes(kind: type, others: list[str]) -> None:
+    assert [field.name for field in dataclasses.fields(kind) if field.name not in others] == list(FIGURES), "in this order"
+    assert {name for name, value in vars(Moments).items() if inspect.isgetsetdescriptor(value)} == set(FIGURES)
+    assert all(f"    {figure}: " in (Stats.__doc__ or "") for figure in FIGURES), "explained"
 
 
 @given(st.lists(recipes(), max_size=5))

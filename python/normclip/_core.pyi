@@ -5,18 +5,23 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "FIGURES",
+    "MOMENTS",
+    "NORMS",
     "DeviceList",
     "Moments",
     "NotOnCPU",
     "Step",
     "TensorList",
     "__version__",
+    "check_pairs",
     "collect",
     "collect_grads",
     "dot",
     "get_num_threads",
     "hard_coefficient",
     "isa",
+    "listed",
     "set_num_threads",
     "strictly",
 ]
@@ -26,6 +31,13 @@ _Result = TypeVar("_Result")
 
 __version__: str
 
+FIGURES: tuple[str, ...]
+"""The names of the figures of `Moments`, in the order of the columns of a table of statistics."""
+MOMENTS: tuple[str, ...]
+"""The names of the numbers of `Moments.to_array`, in their order."""
+NORMS: dict[float, str]
+"""The orders of the norms that `Moments` have, and the names of these figures."""
+
 def get_num_threads() -> int: ...
 def set_num_threads(threads: int) -> None: ...
 def isa() -> str: ...
@@ -34,6 +46,8 @@ def strictly(function: Callable[_Arguments, _Result], /, *args: _Arguments.args,
 def collect(tensors: Any, *, writable: bool = False) -> TensorList | DeviceList: ...
 def collect_grads(parameters: Any, *, writable: bool = False) -> TensorList | DeviceList: ...
 def dot(xs: Any, ys: Any) -> tuple[float, float, float, float]: ...
+def check_pairs(xs: Any, ys: Any) -> None: ...
+def listed(given: Any, *, grads: bool = False) -> list[Any]: ...
 
 class NotOnCPU(TypeError): ...  # noqa: N818 (a signal to try another backend, not an error of the user)
 

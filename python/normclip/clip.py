@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 import sys
 import types
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 from normclip._arguments import TORCH_EPSILON, Parameters, SupportsDLPack, Tensors, check_limit, check_number, check_order
-from normclip._backends import AnyNorm, Batch, collect, collect_grads
+from normclip._backends import AnyNorm, Batch, collect, collect_grads, warn_caller
 from normclip._results import as_given, as_tensor, check_finite, mark_written
 from normclip.rules import Hard, Rule, as_rule
 
@@ -190,16 +189,22 @@ def clip_grad_norm_(
     else:
         raise ValueError("pass either max_norm, a number, or rule, one of normclip.rules")
     norm_type = check_order("norm_type", norm_type)
-    if isinstance(parameters, types.GeneratorType):
-        parameters = list(parameters)
-        if not parameters:
-            warnings.warn("`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=2)
+    parameters = read_generator(parameters)
     batch = collect_grads(parameters, writable=rule.writes, process_groups=process_groups)
     norm = batch.norm(norm_type)
     if error_if_nonfinite:
         check_finite(norm, norm_type, batch, source="gradients from `parameters`")
     _clip(batch, rule, norm, epsilon)
     return as_tensor(norm, batch)
+
+
+def read_generator(parameters: Parameters) -> Parameters:
+    """The parameters, those of a generator as a list, as it can be read only once. Warns of an empty generator, as torch does."""
+    if isinstance(parameters, types.GeneratorType):
+        parameters = list(parameters)
+        if not parameters:
+            warn_caller("`parameters` is an empty generator, no gradient clipping will occur.")
+    return parameters
 
 
 def _clip(batch: Batch, rule: Rule, norm: AnyNorm, epsilon: float = 0.0) -> None:

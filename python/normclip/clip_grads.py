@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 
 from normclip._arguments import Parameters
-from normclip._backends import NORMS, sharing_errors
+from normclip._backends import sharing_errors
+from normclip._core import FIGURES, NORMS
 from normclip._results import mark_written
 from normclip.rules import Hard, Rule, as_rule
 from normclip.statistics import Groups, Stats, assign, check_groups, collect_named, measure, named
@@ -120,7 +121,7 @@ def clip_grads_(
             raise ValueError(f"limits names the groups {unknown}, and there are {list(members or ()) or 'none: pass groups'}")
     stats, table, member_of = measure(batch, names, per_tensor=per_tensor, orders=(), groups=members, finite_only=nonfinite == "zero")
 
-    nans, infs = table[:, 2], table[:, 3]
+    nans, infs = (table[:, FIGURES.index(figure)] for figure in ("nans", "infs"))
     affected = np.flatnonzero(nans + infs)
     found_inf = stats.nans + stats.infs > 0  # on any rank
     if found_inf and nonfinite == "raise":

@@ -163,7 +163,7 @@ def simulate(side: int = 128, elements: int = 64, seed: int = 0) -> Simulation:
     merged = merged_moments(rows)
     seconds = time.perf_counter() - start
 
-    mesh = rows.reshape(side, side, 13)
+    mesh = rows.reshape(side, side, -1)
     start = time.perf_counter()
     first = merged_moments(mesh[0])
     column = np.array([first, *map(merged_moments, mesh[1:])])

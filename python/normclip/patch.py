@@ -11,13 +11,12 @@ import inspect
 import sys
 import threading
 import types
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 from normclip import clip, norms
 from normclip._arguments import Parameters, import_torch
-from normclip._backends import listed
+from normclip._core import listed
 
 if TYPE_CHECKING:
     import torch
@@ -214,15 +213,12 @@ def clip_grad_norm_(
     parameters: Parameters, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False, foreach: bool | None = None
 ) -> torch.Tensor:
     """:func:`normclip.clip_grad_norm_`, which monitors of the parameters log."""
-    if isinstance(parameters, types.GeneratorType):
-        parameters = list(parameters)
-        if not parameters:
-            warnings.warn("`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=3)
+    parameters = clip.read_generator(parameters)
     watchers = _watchers()
     watched = [watcher.monitor for watcher in watchers]
     monitors = [patch.monitor for patch in tuple(_active) if patch.monitor is not None and patch.monitor not in watched]
     if watchers or monitors:
-        parameters = listed(parameters, "grad")
+        parameters = listed(parameters, grads=True)
         clips: ClipsByNorm | None = next((monitor.clip_grad_norm_ for monitor in monitors if monitor.covers(parameters)), None)
         for watcher in watchers:
             clips = watcher.before(parameters, clips is None) or clips
@@ -237,7 +233,7 @@ def clip_grad_norm_(
 def _watched(change: Callable[[Any], None], parameters: Parameters) -> None:
     """Change the gradients of parameters, and notify the watchers before and after."""
     watchers = _watchers()
-    given: Any = listed(parameters, "grad") if watchers else parameters  # a list, as an iterator can be read once only
+    given: Any = listed(parameters, grads=True) if watchers else parameters  # a list, as an iterator can be read once only
     for watcher in watchers:
         watcher.before(given, share=False)
     change(given)

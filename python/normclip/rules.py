@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from normclip._arguments import check_limit, check_not_negative, check_positive
+from normclip._backends import hard_coefficient
 from normclip._formulas import Fraction, Scalar, evaluate
 
 
@@ -139,8 +140,7 @@ class Hard(Formula):
         return self.max_norm < math.inf
 
     def _formula(self, xp: Any, n: Any) -> Any:
-        # Compares n with γ rather than γ/n with 1, as 0/0 and inf/inf are NaN.
-        return xp.where((n <= self.max_norm) | (self.max_norm == math.inf), 1.0, self.max_norm / n)
+        return hard_coefficient(self.max_norm, n)
 
 
 @dataclass(frozen=True)

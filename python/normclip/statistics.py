@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from normclip import _backends
 from normclip._arguments import Parameters, Tensors, check_order
-from normclip._backends import Batch, collect, collect_grads, listed, sharing_errors
-from normclip._core import Moments
+from normclip._backends import Batch, collect, collect_grads, sharing_errors
+from normclip._core import FIGURES, Moments, listed
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +25,21 @@ Groups: TypeAlias = "Mapping[str, Sequence[str]] | Callable[[str], str]"
 REST = "rest"
 """The name of the group of tensors that belong to no other group."""
 
-_FIGURES = ("count", "zeros", "nans", "infs", "l1", "l2", "linf", "rms", "mean_abs", "sign_cosine", "density")
+
+def _moments_of(tensors: Tensors) -> Moments:
+    """The moments of a tensor or of an iterable of tensors as one vector, in one read.
+
+    Args:
+        tensors: As for :func:`normclip.total_norm`.
+
+    Raises:
+        TypeError, ValueError: As for :func:`normclip.total_norm`.
+    """
+    return _backends.moments(tensors)
+
+
+# The class is Rust's, which knows no tensors but those in CPU memory.
+Moments.of = staticmethod(_moments_of)  # type: ignore[method-assign]
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,31 +107,31 @@ class Stats:
         """
         if self.per_tensor is None:
             raise ValueError("there are no figures of single tensors: take the statistics with per_tensor=True")
-        if by not in _FIGURES:
-            raise ValueError(f"by is {by!r}: choose one of {', '.join(_FIGURES)}")
+        if by not in FIGURES:
+            raise ValueError(f"by is {by!r}: choose one of {', '.join(FIGURES)}")
         figures = getattr(self.per_tensor, by)
         order = np.argsort(-np.where(np.isnan(figures), np.inf, figures), kind="stable")[:k]
         return [(self.per_tensor.names[i], float(figures[i])) for i in order]
 
     def to_dict(self) -> dict[str, Any]:
         """All figures as plain Python values, ready for JSON or a logger."""
-        plain: dict[str, Any] = {figure: getattr(self, figure) for figure in _FIGURES}
+        plain: dict[str, Any] = {figure: getattr(self, figure) for figure in FIGURES}
         if self.norms:
             plain["norms"] = dict(self.norms)
         if self.groups:
             plain["groups"] = {group: _figures(moments) for group, moments in self.groups.items()}
         if self.per_tensor is not None:
-            columns = [getattr(self.per_tensor, figure).tolist() for figure in _FIGURES]
+            columns = [getattr(self.per_tensor, figure).tolist() for figure in FIGURES]
             rows = zip(self.per_tensor.names, *columns, strict=True)
-            plain["per_tensor"] = {name: dict(zip(_FIGURES, figures, strict=True)) for name, *figures in rows}
+            plain["per_tensor"] = {name: dict(zip(FIGURES, figures, strict=True)) for name, *figures in rows}
         return plain
 
     def __str__(self) -> str:
         rows = [("all", *_figures(self.moments).values())]
         rows += [(f"group {group}", *_figures(moments).values()) for group, moments in self.groups.items()]
         if self.per_tensor is not None:
-            rows += zip(self.per_tensor.names, *(getattr(self.per_tensor, figure) for figure in _FIGURES), strict=True)
-        cells = [("", *_FIGURES), *((name, *map(_cell, figures)) for name, *figures in rows)]
+            rows += zip(self.per_tensor.names, *(getattr(self.per_tensor, figure) for figure in FIGURES), strict=True)
+        cells = [("", *FIGURES), *((name, *map(_cell, figures)) for name, *figures in rows)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in cells]
         lines += [f"norm of order {order:g}: {norm:.6g}" for order, norm in self.norms.items()]
@@ -124,7 +139,7 @@ class Stats:
 
 
 def _figures(moments: Moments) -> dict[str, Any]:
-    return {figure: getattr(moments, figure) for figure in _FIGURES}
+    return {figure: getattr(moments, figure) for figure in FIGURES}
 
 
 def _cell(figure: float) -> str:
@@ -236,7 +251,7 @@ def check_groups(groups: Groups | None, process_groups: Sequence[ProcessGroup] |
 
 def named(parameters: torch.nn.Module | Parameters | Iterable[tuple[str, torch.nn.Parameter]]) -> list[tuple[str, Any]]:
     """The parameters of a module, or parameters with or without names, as pairs of name and parameter. A missing name is the position."""
-    given = list(parameters.named_parameters()) if hasattr(parameters, "named_parameters") else listed(parameters, "grad")
+    given = list(parameters.named_parameters()) if hasattr(parameters, "named_parameters") else listed(parameters, grads=True)
     return [item if isinstance(item, tuple) else (str(position), item) for position, item in enumerate(given)]
 
 
@@ -272,7 +287,7 @@ def measure(
         finite_only: Count NaN and infinite elements, but treat them as 0 in all other figures.
 
     Returns:
-        The statistics; a table of figures with a row for each tensor and a column for each of ``_FIGURES``; the group of each tensor.
+        The statistics; a table of figures with a row for each tensor and a column for each of ``FIGURES``; the group of each tensor.
     """
     member_of: list[str] = []
     if groups is None:
@@ -283,10 +298,10 @@ def measure(
         numbers = {group: number for number, group in enumerate(groups)}
         moments, grouped, raw = batch.statistics([numbers[group] for group in member_of], finite_only=finite_only)
         grouped = [*grouped, *[Moments()] * (len(groups) - len(grouped))]  # groups after the last one that has tensors
-    table = whole = np.frombuffer(raw).reshape(-1, len(_FIGURES))
+    table = whole = np.frombuffer(raw).reshape(-1, len(FIGURES))
     if per_tensor and (each := getattr(batch, "each", None)) is not None:
         # The table describes this rank's shards, `each` the whole tensors.
-        whole = np.array([list(_figures(moments).values()) for moments in each()], np.float64).reshape(-1, len(_FIGURES))
+        whole = np.array([list(_figures(moments).values()) for moments in each()], np.float64).reshape(-1, len(FIGURES))
     found = Stats(
         **_figures(moments),
         moments=moments,

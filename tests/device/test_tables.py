@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import normclip
+from normclip._backends.totals import joined
 from normclip._core import TensorList
 
 from .conftest import CHUNK
@@ -23,11 +24,10 @@ pytestmark = [
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_norms_of_parts_give_the_norm_of_all(order: float) -> None:
-    from normclip._backends.devices import _joined
-
     parts = [make(torch.float64, size) for size in (3, 10, 5)]
-    norms = [torch.tensor(TensorList([part]).norm(order), dtype=torch.float64) for part in parts]
-    assert _joined(norms, order, torch.float64).exact.item() == pytest.approx(TensorList(parts).norm(order), rel=1e-12)
+    norms = [TensorList([part]).norm(order) for part in parts]
+    for found in (joined(torch, torch.tensor(norms, dtype=torch.float64), order), joined(np, np.array(norms), order)):
+        assert float(found) == pytest.approx(TensorList(parts).norm(order), rel=1e-12)
 
 
 def test_tables_are_kept_while_memory_stays(place: Place, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:

@@ -3,12 +3,11 @@
 The rest of the package imports from here, and from no module below. The architecture document has a line for each of these modules.
 """
 
-from normclip._backends.choose import collect, collect_grads, dot, optimizer_step, sharing_errors
-from normclip._backends.local import listed
-from normclip._backends.protocol import NORMS, AnyNorm, Batch, Member, Norm, Settings, Step
+from normclip._backends.choose import collect, collect_grads, dot, moments, optimizer_step, sharing_errors, warn_caller
+from normclip._backends.protocol import AnyNorm, Batch, Member, Norm, Settings, Step
+from normclip._backends.totals import hard_coefficient
 
 __all__ = [
-    "NORMS",
     "AnyNorm",
     "Batch",
     "Member",
@@ -18,7 +17,9 @@ __all__ = [
     "collect",
     "collect_grads",
     "dot",
-    "listed",
+    "hard_coefficient",
+    "moments",
     "optimizer_step",
     "sharing_errors",
+    "warn_caller",
 ]

@@ -86,8 +86,12 @@ def collect_grads(parameters: Any, *, writable: bool = False, process_groups: Se
     if hasattr(parameters, "__next__"):
         parameters = list(parameters)
     found = _grads(parameters, writable=writable, process_groups=process_groups)
-    if len(found) == 0 and (items := local.listed(parameters, "grad")) and not any(getattr(item, "requires_grad", True) for item in items):
-        _warn_caller(
+    if (
+        len(found) == 0
+        and (items := _core.listed(parameters, grads=True))
+        and not any(getattr(item, "requires_grad", True) for item in items)
+    ):
+        warn_caller(
             f"none of the {len(items)} tensors that were passed as parameters has a gradient, and none requires one, so nothing happens: "
             "pass parameters, such as model.parameters(), and not their gradients"
         )
@@ -111,7 +115,7 @@ def _grads(parameters: Any, *, writable: bool, process_groups: Sequence[ProcessG
     return Shards(parameters, grads=True, writable=writable, process_groups=process_groups or ())
 
 
-def _warn_caller(message: str) -> None:
+def warn_caller(message: str) -> None:
     """Warn at the line that called into normclip."""
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "normclip":
@@ -145,9 +149,13 @@ def sharing_errors(batch: Batch) -> Iterator[None]:
         raise
 
 
-def moments(found: DeviceList) -> Moments:
-    """The moments of tensors that are not all in CPU memory. Rust calls this in :meth:`normclip.Moments.of`."""
-    return local.batch(found, _served).statistics()[0]
+def moments(tensors: Any) -> Moments:
+    """The moments of a tensor, or of the tensors of an iterable, as one vector.
+
+    Raises:
+        TypeError, ValueError: As for :func:`collect`, or one is a DTensor.
+    """
+    return local.collect(tensors, grads=False, served=_served).statistics()[0]
 
 
 def dot(xs: Any, ys: Any) -> tuple[float, float, float, float] | tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

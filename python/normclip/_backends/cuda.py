@@ -21,10 +21,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from normclip._backends.parts import HUGE, SHRINK, Part, moved
+from normclip._backends.parts import Part, moved
 from normclip._backends.protocol import Norm
+from normclip._backends.totals import COLUMN, HUGE, SHRINK
 from normclip._backends.triton import change, elements, measure, merge, pairs
-from normclip._core import DeviceList
+from normclip._core import MOMENTS, DeviceList
 
 # The kernel's mode for a norm of this order. Other orders are sums of powers.
 _WHAT = {
@@ -35,9 +36,9 @@ _WHAT = {
     0.0: measure.NONZEROS.value,
 }
 _BYTES_OF_TYPE = np.array([2, 2, 4, 8])
-# The column in `Moments.to_array` of each column that the kernels write. An array of moments stores each sum as two numbers, the second of
-# which is 0 here, and has the squares in the order small, medium, large; the kernels write medium, small, large.
-_COLUMNS = np.array([0, 1, 2, 3, 4, 8, 6, 10, 12])
+# The columns that the kernels write, and where these stand in an array of moments. The second number of each sum stays 0.
+_WRITTEN = ("count", "zeros", "nans", "infs", "sum_abs", "medium", "small", "large", "largest")
+_COLUMNS = np.array([COLUMN[name] for name in _WRITTEN])
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ class CudaPart:
             return Norm(exact, rounded)
 
     def moments(self, *, finite_only: bool) -> npt.NDArray[np.float64]:
-        rows = np.zeros((len(self._indices), 13))
+        rows = np.zeros((len(self._indices), len(MOMENTS)))
         with _on(self.device):
             table = self._table()
             if table.chunks == 0:
@@ -197,7 +198,7 @@ class CudaPart:
             )
             found = moments.cpu().numpy()
         rows[np.searchsorted(self._indices, table.indices)[:, None], _COLUMNS] = found
-        rows[rows[:, 12] >= HUGE, 4] *= SHRINK
+        rows[rows[:, COLUMN["largest"]] >= HUGE, COLUMN["sum_abs"]] *= SHRINK
         return rows
 
     def _measure(self, table: Table, order: float, what: int, *, columns: int, finite_only: bool = False) -> torch.Tensor:

@@ -18,7 +18,8 @@ import torch
 from normclip import _core
 from normclip._backends.parts import Array, Part, moved
 from normclip._backends.protocol import Norm, Served
-from normclip._core import DeviceList, Moments, TensorList
+from normclip._backends.totals import COLUMN, hard_coefficient, joined
+from normclip._core import MOMENTS, DeviceList, Moments, TensorList
 
 # The kind that Rust reports for tensors without memory, for which DLPack has no device type.
 _ABSTRACT = -1
@@ -37,7 +38,7 @@ class _CpuPart:
         return Norm(exact, exact.to(dtype))
 
     def moments(self, *, finite_only: bool) -> Array:
-        return np.frombuffer(self._tensors.moments(finite_only=finite_only)).reshape(-1, 13)
+        return np.frombuffer(self._tensors.moments(finite_only=finite_only)).reshape(-1, len(MOMENTS))
 
     def clip_(self, limit: float, norm: torch.Tensor, epsilon: float) -> None:
         self._tensors.clip_(limit, float(norm), epsilon)
@@ -115,17 +116,21 @@ class DeviceBatch:
         dtype = torch.float64 if self.is_double else torch.float32
         parts = [part for part, _ in self._read(moduli=order != 2.0)]
         norms = [part.norm(order, dtype) for part in parts]
-        return norms[0] if len(norms) == 1 else _joined([norm.exact for norm in norms], order, norms[0].rounded.dtype)
+        if len(norms) == 1:
+            return norms[0]
+        first = norms[0].exact
+        exact = joined(torch, torch.stack([moved(norm.exact, first.device, first.dtype) for norm in norms]), order)
+        return Norm(exact, exact.to(norms[0].rounded.dtype))
 
     def statistics(self, groups: list[int] | None = None, *, finite_only: bool = False) -> tuple[Moments, list[Moments], bytes]:
         return self._tensors.statistics(self._moments(finite_only=finite_only).tobytes(), groups or [])
 
     def nonfinite(self) -> list[tuple[str, int, int]]:
-        rows = zip(self._tensors.names, self._moments(finite_only=False)[:, 2:4], strict=True)
+        rows = zip(self._tensors.names, self._moments(finite_only=False)[:, [COLUMN["nans"], COLUMN["infs"]]], strict=True)
         return [(name, int(nans), int(infs)) for name, (nans, infs) in rows if nans + infs > 0]
 
     def _moments(self, *, finite_only: bool) -> Array:
-        rows = np.zeros((len(self), 13))
+        rows = np.zeros((len(self), len(MOMENTS)))
         for part, indices in self._read(moduli=True):
             rows[indices] = part.moments(finite_only=finite_only)
         return rows
@@ -136,7 +141,7 @@ class DeviceBatch:
         if limit == math.inf:
             return []
         if isinstance(norm, float):
-            coefficient = _core.hard_coefficient(limit, norm, epsilon)
+            coefficient = hard_coefficient(limit, norm, epsilon)
             return [] if coefficient == 1.0 else self.scale_(coefficient)
         exact = norm.exact if isinstance(norm, Norm) else norm.detach()
         return self._write(lambda part, _: part.clip_(limit, exact, epsilon))
@@ -222,35 +227,12 @@ class DeviceBatch:
             yield _part_of(tensors, device, self._served, writable=writable), device[2]
 
 
-def _joined(norms: list[torch.Tensor], order: float, dtype: torch.dtype) -> Norm:
-    """The norm of a vector from the norms of its parts, on the device of the first part."""
-    each = torch.stack([moved(norm, norms[0].device, norms[0].dtype) for norm in norms])
-    if order in (0.0, 1.0):
-        exact = each.sum()
-    elif order in (math.inf, -math.inf):
-        exact = each.max() if order > 0.0 else each.min()
-    else:
-        # Powers are taken relative to the part with the largest power, so that none overflows. A scale of 0, inf or NaN is the norm itself.
-        scale = each.max() if order > 0.0 else each.min()
-        usable = torch.isfinite(scale) & (scale > 0.0)
-        exact = torch.where(usable, scale * (each / torch.where(usable, scale, 1.0)).pow(order).sum().pow(1.0 / order), scale)
-    return Norm(exact, exact.to(dtype))
-
-
 def dot(xs: DeviceList, ys: DeviceList, served: Served) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Σxy, √Σx², √Σy² and the cosine, on the device of the first pair."""
-    sides = [_dense(tensors, name) for tensors, name in ((xs, "xs"), (ys, "ys"))]
-    if len(sides[0]) != len(sides[1]):
-        raise ValueError(f"xs has {len(sides[0])} tensors and ys has {len(sides[1])}: pass as many of both, in the same order")
+    _core.check_pairs(xs.objects, ys.objects)
+    sides = [_dense(tensors) for tensors in (xs, ys)]
     pairs: dict[tuple[Any, ...], tuple[torch.Tensor, torch.Tensor]] = {}
-    for index, (x, y) in enumerate(zip(*sides, strict=True)):
-        both = f"xs[{index}] ({x.dtype}, shape {list(x.shape)}) and ys[{index}] ({y.dtype}, shape {list(y.shape)})"
-        if x.shape != y.shape:
-            raise ValueError(f"{both} have different shapes: pass pairs of the same shape")
-        if x.is_complex() != y.is_complex():
-            raise TypeError(f"{both} are complex and real: cast the real one to complex")
-        if x.device != y.device:
-            raise ValueError(f"{both} are on {x.device} and {y.device}: move one to the other")
+    for x, y in zip(*sides, strict=True):
         memory = (*(key for side in (x, y) for key in (side.data_ptr(), side.stride(), side.dtype)), x.shape, x.device)
         if x.numel() > 0:
             pairs.setdefault(memory, _aligned(x, y))
@@ -272,19 +254,17 @@ def dot(xs: DeviceList, ys: DeviceList, served: Served) -> tuple[torch.Tensor, t
 def _joined_products(found: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The products of two vectors, from those of their parts on each device."""
     product = torch.stack([products[0] for products in found]).sum()
-    x_norm, y_norm = (_joined([products[side] for products in found], 2.0, torch.float64).exact for side in (1, 2))
+    x_norm, y_norm = (joined(torch, torch.stack([products[side] for products in found]), 2.0) for side in (1, 2))
     # Of the cosines of the parts, as the product may overflow or underflow. A part of zeros has none, and adds nothing.
     shares = [(products[1] / x_norm) * (products[2] / y_norm) for products in found]
     terms = [torch.where(share == 0.0, 0.0, share * products[3]) for share, products in zip(shares, found, strict=True)]
     return product, x_norm, y_norm, torch.stack(terms).sum()
 
 
-def _dense(tensors: DeviceList, name: str) -> list[torch.Tensor]:
+def _dense(tensors: DeviceList) -> list[torch.Tensor]:
     dense = []
-    for index, tensor in enumerate(tensors.objects):
+    for tensor in tensors.objects:
         tensor = tensor.detach() if isinstance(tensor, torch.Tensor) else torch.utils.dlpack.from_dlpack(tensor)
-        if tensor.is_sparse:
-            raise TypeError(f"{name}[{index}] is sparse: pass it dense, with .to_dense()")
         dense.append(tensor.resolve_conj().resolve_neg())
     return dense
 

@@ -27,8 +27,3 @@ def batch(found: TensorList | DeviceList, served: Served = USUAL) -> Batch:
     from normclip._backends.devices import DeviceBatch
 
     return DeviceBatch(found, served)
-
-
-def listed(given: Any, attribute: str) -> list[Any]:
-    """A list of one object if that has the attribute, else the list of an iterable's items."""
-    return [given] if hasattr(given, attribute) else list(given)

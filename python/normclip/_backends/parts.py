@@ -12,10 +12,6 @@ from normclip._backends.protocol import Norm
 
 Array = npt.NDArray[np.float64]
 
-# Where the largest |x| of a row of moments is at least HUGE, its Σ|x| is stored multiplied by SHRINK, so that it does not overflow: see
-# `Largest::unit` in rust/core/src/moments.rs.
-HUGE, SHRINK = 2.0**960, 2.0**-64
-
 
 def moved(numbers: torch.Tensor, device: torch.device, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     """Copy numbers to a device. Does not wait for the copy, unless it goes to the CPU, which could read it before it has arrived."""
@@ -29,7 +25,7 @@ class Part(Protocol):
 
     def norm(self, order: float, dtype: torch.dtype) -> Norm: ...
     def moments(self, *, finite_only: bool) -> Array:
-        """A row of 13 numbers for each tensor, as :meth:`normclip.Moments.to_array` gives them."""
+        """A row for each tensor, of the numbers that :meth:`normclip.Moments.to_array` gives."""
 
     def clip_(self, limit: float, norm: torch.Tensor, epsilon: float) -> None: ...
     def scale_(self, factor: float | torch.Tensor) -> None:

@@ -16,8 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from normclip._backends.parts import HUGE, SHRINK, Part, moved
+from normclip._backends.parts import Part, moved
 from normclip._backends.protocol import Norm
+from normclip._backends.totals import COLUMN, HUGE, SHRINK, hard_coefficient
+from normclip._core import MOMENTS
 
 _UP = 2.0**538
 _SAFE = (2.0**-900, 2.0**900)
@@ -65,7 +67,7 @@ class TorchPart:
         return Norm(exact, exact.to(self._wide if self._wide == torch.float32 else dtype))
 
     def moments(self, *, finite_only: bool) -> npt.NDArray[np.float64]:
-        rows = np.zeros((len(self._tensors), 13))
+        rows = np.zeros((len(self._tensors), len(MOMENTS)))
         for index in self._firsts:
             x = self._widened(self._tensors[index])
             if x.numel() == 0:
@@ -76,25 +78,31 @@ class TorchPart:
             size = x.abs()
             largest = size.max()
             zeros = x.numel() - torch.count_nonzero(x)
-            # The sum of squares at the scale at which it neither overflows nor underflows: column 6, 8 or 10 of the moments.
-            scales = (_UP, 1.0, 1.0 / _UP) if self._wide == torch.float64 else (1.0,)
-            squares = [(size * scale).square().sum() for scale in scales]
-            absolutes = torch.where(largest >= HUGE, (size * SHRINK).sum(), size.sum())
-            figures = torch.stack([count.to(self._wide) for count in (zeros, nans, infs)] + [absolutes, largest, *squares]).tolist()
-            rows[index, :5] = x.numel(), *figures[:4]
-            rows[index, 12] = figures[4]
-            medium = figures[-1] if len(squares) == 1 else figures[6]
-            column = 8 if len(squares) == 1 or math.isnan(medium) or _SAFE[0] <= medium <= _SAFE[1] else 10 if medium > 1.0 else 6
-            rows[index, column] = {6: figures[5], 8: medium, 10: figures[-1]}[column]
+            scales = {"medium": 1.0, "small": _UP, "large": 1.0 / _UP} if self._wide == torch.float64 else {"medium": 1.0}
+            numbers = {
+                "zeros": zeros,
+                "nans": nans,
+                "infs": infs,
+                "largest": largest,
+                "sum_abs": torch.where(largest >= HUGE, (size * SHRINK).sum(), size.sum()),
+                **{name: (size * scale).square().sum() for name, scale in scales.items()},
+            }
+            found = dict(zip(numbers, torch.stack([number.to(self._wide) for number in numbers.values()]).tolist(), strict=True))
+            # The sum of squares is kept at the scale at which it neither overflows nor underflows.
+            medium = found["medium"]
+            if len(scales) == 1 or math.isnan(medium) or _SAFE[0] <= medium <= _SAFE[1]:
+                scale = "medium"
+            else:
+                scale = "large" if medium > 1.0 else "small"
+            for name in ("zeros", "nans", "infs", "sum_abs", "largest", scale):
+                rows[index, COLUMN[name]] = found[name]
+            rows[index, COLUMN["count"]] = x.numel()
         return rows
 
     # ---- Changing ----
 
     def clip_(self, limit: float, norm: torch.Tensor, epsilon: float) -> None:
-        size = moved(norm, self.device, self._wide) + epsilon
-        coefficient = (limit / size).masked_fill(size == 0.0, 1.0)
-        # A coefficient of NaN has to stay NaN.
-        coefficient = coefficient.masked_fill(coefficient >= 1.0, 1.0)
+        coefficient = hard_coefficient(limit, moved(norm, self.device, self._wide), epsilon)
         for tensor in self._used():
             self._scale(tensor, coefficient)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
@@ -10,9 +9,6 @@ from normclip._core import Moments
 
 if TYPE_CHECKING:
     import torch
-
-NORMS: dict[float, str] = {1.0: "l1", 2.0: "l2", math.inf: "linf"}
-"""The orders of the norms that every :class:`~normclip._core.Moments` has, with the names of its attributes."""
 
 
 @dataclass(frozen=True)

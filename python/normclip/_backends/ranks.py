@@ -12,14 +12,14 @@ Only the functions that send import torch.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from normclip._core import Moments, strictly
+from normclip._backends.totals import joined
+from normclip._core import MOMENTS, Moments, strictly
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +29,7 @@ Array: TypeAlias = "npt.NDArray[np.float64]"
 Merge: TypeAlias = Callable[[Array], Array]
 
 FAILED, DOUBLE, DIGEST, HEAD = range(4)
-WIDTH = HEAD + 13
+WIDTH = HEAD + len(MOMENTS)
 """Numbers in a row: 128 bytes."""
 
 DIFFERENT = -1.0
@@ -42,34 +42,17 @@ def merged_moments(rows: Array) -> Array:
 
 
 def merged_norms(order: float) -> Merge:
-    r"""A function that merges rows of norms.
-
-    .. math:: n = m \Big(\sum_r (n_r/m)^p\Big)^{1/p}
-
-    with m the largest of the norms, or the smallest for p < 0, so that no power overflows.
-    """
+    """A function that merges rows of norms."""
 
     def merge(rows: Array) -> Array:
-        found = np.zeros(13)
+        found = np.zeros(len(MOMENTS))
         norms = rows[rows[:, 1] > 0.0, 0]
         if len(norms) > 0:
-            found[:2] = strictly(_joined, norms, order), 1.0
+            with np.errstate(all="ignore"):
+                found[:2] = strictly(joined, np, norms, order), 1.0
         return found
 
     return merge
-
-
-def _joined(norms: Array, order: float) -> float:
-    largest, smallest = float(norms.max()), float(norms.min())  # both are NaN if any norm is
-    if order in (0.0, 1.0):
-        return float(norms.sum())
-    if order in (math.inf, -math.inf):
-        return largest if order > 0.0 else smallest
-    scale = largest if order > 0.0 else smallest
-    if not 0.0 < scale < math.inf:
-        return scale
-    with np.errstate(over="ignore", under="ignore"):
-        return float(scale * np.power(np.power(norms / scale, order).sum(), 1.0 / order))
 
 
 def merged(rows: Array, merge: Merge) -> Array:
@@ -120,7 +103,7 @@ def merged_each(table: Array, groups: Sequence[ProcessGroup]) -> Array:
     """Merge each row of a table of moments with the same row of the other ranks, along each group in turn. A collective."""
     for group in groups:
         tables = gathered(table, group)
-        table = np.array([merged_moments(tables[:, index]) for index in range(len(table))]).reshape(-1, 13)
+        table = np.array([merged_moments(tables[:, index]) for index in range(len(table))]).reshape(-1, len(MOMENTS))
     return table
 
 

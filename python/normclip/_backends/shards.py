@@ -26,7 +26,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate
 
 from normclip._backends import local
-from normclip._backends.protocol import NORMS, Batch, Norm
+from normclip._backends.protocol import Batch, Norm
 from normclip._backends.ranks import (
     DIFFERENT,
     DIGEST,
@@ -41,7 +41,7 @@ from normclip._backends.ranks import (
     merged_moments,
     merged_norms,
 )
-from normclip._core import Moments
+from normclip._core import MOMENTS, NORMS, Moments, listed
 
 # Rows of a mesh that spans all processes are gathered by one collective if the mesh has at most this many ranks. Others are gathered one
 # mesh dimension after the other, where a rank receives as many rows as the sum of the dimensions' sizes, not their product.
@@ -84,7 +84,7 @@ class Shards:
         self._error: Exception | None = None
         try:
             with torch.no_grad():
-                self._collect(local.listed(given, "grad" if grads else "__dlpack__"), grads=grads, writable=writable)
+                self._collect(listed(given, grads=grads), grads=grads, writable=writable)
         except Exception as error:
             self._error = error
 
@@ -178,14 +178,15 @@ class Shards:
             return total, [], table
         labels = 1 + max(groups)
         cells = [mesh_number * labels + group for mesh_number, group in zip(self._mesh_numbers, groups, strict=True)]
-        tables = np.array(self._merged(cells, (1 + len(self._meshes)) * labels)).reshape(-1, labels, 13)
+        tables = np.array(self._merged(cells, (1 + len(self._meshes)) * labels)).reshape(-1, labels, len(MOMENTS))
         whole = np.array([tables[0], *map(merged_each, tables[1:], self._meshes.values())])
         return total, [Moments.from_array(merged_moments(whole[:, label])) for label in range(labels)], table
 
     def each(self) -> list[Moments]:
         """The moments of each whole tensor, from the shards that the last ``statistics`` call has measured."""
         self._check_same_lists()
-        rows = np.array([moments.to_array() if counts else np.zeros(13) for moments, counts in zip(self._each, self._counts, strict=True)])
+        counted = zip(self._each, self._counts, strict=True)
+        rows = np.array([moments.to_array() if counts else np.zeros(len(MOMENTS)) for moments, counts in counted])
         for mesh_number, groups in enumerate(self._meshes.values(), 1):
             here = [index for index, at in enumerate(self._mesh_numbers) if at == mesh_number]
             if here:
@@ -226,7 +227,7 @@ class Shards:
             Exception: The error of this rank, if it had one.
             RuntimeError: Another rank had one.
         """
-        parts = [np.zeros(13)] * (1 + len(self._meshes))
+        parts = [np.zeros(len(MOMENTS))] * (1 + len(self._meshes))
         if self._error is None:
             try:
                 parts = measure()
@@ -255,7 +256,7 @@ class Shards:
         parts = 1 + len(self._meshes)
         places = [mesh_number if counts else parts for mesh_number, counts in zip(self._mesh_numbers, self._counts, strict=True)]
         sums = [moments.to_array() for moments in self._read.statistics(places)[1]]
-        return [*sums, *[np.zeros(13)] * parts][:parts]
+        return [*sums, *[np.zeros(len(MOMENTS))] * parts][:parts]
 
     def _merged(self, places: list[int], number: int) -> list[Array]:
         sums = [Moments()] * number
@@ -270,7 +271,7 @@ class Shards:
             places = zip(self._measured, self._mesh_numbers, self._counts, strict=True)
             tensors = [tensor for tensor, at, counts in places if at == mesh_number and counts]
             elements = any(math.prod(tensor.shape) for tensor in tensors)
-            rows.append(np.array([float(local.collect(tensors, grads=False).norm(order)), float(elements), *[0.0] * 11]))
+            rows.append(np.array([float(local.collect(tensors, grads=False).norm(order)), float(elements), *[0.0] * (len(MOMENTS) - 2)]))
         return rows
 
     def _check_same_lists(self) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from normclip._arguments import TORCH_EPSILON, Parameters, check_limit, check_order
-from normclip._backends import NORMS, listed
+from normclip._core import NORMS, listed
 from normclip._results import as_tensor, check_finite, mark_written
 from normclip.clip import clip_grad_norm_
 from normclip.clip_grads import Clipped, Nonfinite, clip_grads_
@@ -151,7 +151,7 @@ class GradMonitor:
             RuntimeError, TypeError, ValueError: As for :func:`normclip.clip_grad_norm_`, or the step is to be logged and a parameter is not
                 one of the model. Nothing has changed on any rank, nothing is logged, and the step is not counted.
         """
-        parameters, limit, order = listed(parameters, "grad"), check_limit("max_norm", max_norm), check_order("norm_type", norm_type)
+        parameters, limit, order = listed(parameters, grads=True), check_limit("max_norm", max_norm), check_order("norm_type", norm_type)
         if not self._due:
             total_norm = clip_grad_norm_(parameters, limit, order, error_if_nonfinite)
             self._end_step(None, {})

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from normclip._arguments import Parameters, check_not_negative, check_positive
-from normclip._backends import collect_grads
+from normclip._backends import collect_grads, hard_coefficient
 from normclip._formulas import times
 from normclip.statistics import named
 from normclip.thresholds.policy import Policy
@@ -76,9 +76,9 @@ class AGC(Policy):
             weight, gradient = (torch.view_as_real(x) if x.is_complex() else x for x in (parameter.detach(), parameter.grad.detach()))
             limits, norms = (_unit_norms(x, whole=parameter.ndim <= 1) for x in (weight, gradient))
             limits = times(torch, limits.clamp(min=self.eps), self.clip)
-            within = norms <= limits
-            if not gradient.is_cpu or not bool(within.all()):
-                gradient.mul_(torch.where(within, 1.0, limits / norms).to(torch.promote_types(gradient.dtype, torch.float32)))
+            coefficients = hard_coefficient(limits, norms)
+            if not gradient.is_cpu or not bool((coefficients == 1.0).all()):
+                gradient.mul_(coefficients.to(torch.promote_types(gradient.dtype, torch.float32)))
 
 
 def _unit_norms(x: torch.Tensor, *, whole: bool) -> torch.Tensor:

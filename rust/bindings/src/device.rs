@@ -1,42 +1,38 @@
-//! `DeviceList`: a list of tensors on any devices, described for kernels that are not ours.
+//! `DeviceList`: tensors on any devices, described for kernels that are not ours. And which of the two lists tensors make.
 //!
-//! Everything about the list is checked here, by the rules of `TensorList`. What leaves is numbers: addresses, lengths, element types.
+//! Everything about the tensors is checked here, by the rules of `TensorList`. Kernels get numbers: addresses, lengths, element types.
 
-use normclip_core::{Dtype, Moments as Totals, Problem, Repetition, TensorError, View, repetitions, strict, writable_repetitions};
+use normclip_core::{Dtype, Moments as Totals, Repetition, View, repetitions, strict, writable_repetitions};
 use pyo3::exceptions::PyValueError;
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use crate::dlpack::Device;
-use crate::extract::{Extractor, NotOnCPU};
-use crate::list::{Memory, TensorList, check_unchanged, grads_of, listed};
-use crate::moments::{Moments, Table};
-use crate::names::Names;
+use crate::extract::NotOnCPU;
+use crate::figures::Table;
+use crate::intake::{Given, Sources};
+use crate::list::TensorList;
+use crate::moments::Moments;
 use crate::threads::detached;
 
 /// The tensor itself, or the tensors of an iterable: a `TensorList` if all are in CPU memory, else a `DeviceList`.
 #[pyfunction]
 #[pyo3(signature = (tensors, *, writable = false))]
 pub(crate) fn collect<'py>(tensors: &Bound<'py, PyAny>, writable: bool) -> PyResult<Bound<'py, PyAny>> {
-    let py = tensors.py();
-    either(py, Names::tensors("tensors"), listed(tensors, "tensors", intern!(py, "__dlpack__"))?.iter().collect(), writable)
+    either(tensors.py(), Given::tensors(tensors, "tensors")?, writable)
 }
 
 /// The gradients of a parameter, or of those parameters of an iterable that have one, as `collect` gives tensors.
 #[pyfunction]
 #[pyo3(signature = (parameters, *, writable = false))]
 pub(crate) fn collect_grads<'py>(parameters: &Bound<'py, PyAny>, writable: bool) -> PyResult<Bound<'py, PyAny>> {
-    let (names, grads) = grads_of(parameters)?;
-    either(parameters.py(), names, grads, writable)
+    either(parameters.py(), Given::grads(parameters)?, writable)
 }
 
-fn either<'py>(py: Python<'py>, names: Names, objects: Vec<Bound<'py, PyAny>>, writable: bool) -> PyResult<Bound<'py, PyAny>> {
-    match Extractor::new(py, &names, writable).and_then(|extractor| Memory::of(extractor, &objects)) {
-        Ok(memory) => Ok(Bound::new(py, TensorList::checked(py, memory, names, objects, writable)?)?.into_any()),
-        Err(error) if error.is_instance_of::<NotOnCPU>(py) => {
-            Ok(Bound::new(py, DeviceList::take(py, names, objects, writable)?)?.into_any())
-        }
+fn either<'py>(py: Python<'py>, given: Given<'py>, writable: bool) -> PyResult<Bound<'py, PyAny>> {
+    match given.memory(py, writable) {
+        Ok(memory) => Ok(Bound::new(py, TensorList::new_in(py, given, memory, writable)?)?.into_any()),
+        Err(error) if error.is_instance_of::<NotOnCPU>(py) => Ok(Bound::new(py, DeviceList::of(py, given, writable)?)?.into_any()),
         Err(error) => Err(error),
     }
 }
@@ -44,18 +40,13 @@ fn either<'py>(py: Python<'py>, names: Names, objects: Vec<Bound<'py, PyAny>>, w
 /// Where the memory of some tensors is.
 #[pyclass(frozen, module = "normclip._core")]
 pub(crate) struct DeviceList {
-    names: Names,
-    objects: Vec<Py<PyAny>>,
-    #[expect(dead_code, reason = "held for its references")]
-    owners: Vec<Py<PyAny>>,
+    sources: Sources,
     devices: Vec<Device>,
-    read: Vec<View>,
-    /// The same as `read`, but for sparse tensors with repeated indices: their terms.
-    write: Vec<View>,
-    uncoalesced: Option<usize>,
+    /// What is measured.
+    reads: Vec<View>,
+    /// What is changed, if that differs: the terms of sparse tensors with repeated indices.
+    writes: Option<Vec<View>>,
     repetitions: Vec<Repetition>,
-    torch: Vec<bool>,
-    lent: Vec<bool>,
 }
 
 #[pymethods]
@@ -64,53 +55,50 @@ impl DeviceList {
     #[new]
     #[pyo3(signature = (tensors, *, writable = false, name = "tensors"))]
     fn new(tensors: &Bound<'_, PyAny>, writable: bool, name: &str) -> PyResult<Self> {
-        let py = tensors.py();
-        let listed = listed(tensors, name, intern!(py, "__dlpack__"))?;
-        Self::take(py, Names::tensors(name.to_owned()), listed.iter().collect(), writable)
+        Self::of(tensors.py(), Given::tensors(tensors, name)?, writable)
     }
 
     /// The gradients of a parameter, or of those parameters of an iterable that have one.
     #[staticmethod]
     #[pyo3(signature = (parameters, *, writable = false))]
     fn grads(parameters: &Bound<'_, PyAny>, writable: bool) -> PyResult<Self> {
-        let (names, grads) = grads_of(parameters)?;
-        Self::take(parameters.py(), names, grads, writable)
+        Self::of(parameters.py(), Given::grads(parameters)?, writable)
     }
 
     /// Those that are torch's.
     #[getter]
     fn torch_tensors(&self, py: Python<'_>) -> Vec<Py<PyAny>> {
-        self.objects.iter().zip(&self.torch).filter(|(_, is_torch)| **is_torch).map(|(object, _)| object.clone_ref(py)).collect()
+        self.sources.torch_tensors(0..self.sources.len()).into_iter().map(|tensor| tensor.clone_ref(py)).collect()
     }
 
     /// The tensors.
     #[getter]
     fn objects(&self, py: Python<'_>) -> Vec<Py<PyAny>> {
-        self.objects.iter().map(|object| object.clone_ref(py)).collect()
+        self.sources.objects().iter().map(|object| object.clone_ref(py)).collect()
     }
 
     /// Whether some of them are float64 or complex128.
     #[getter]
     fn is_double(&self) -> bool {
-        self.read.iter().any(|view| view.dtype().is_double())
+        self.reads.iter().any(|view| view.dtype().is_double())
     }
 
-    /// The place of each in what was passed.
+    /// The position of each in what was passed.
     #[getter]
     fn positions(&self) -> Vec<usize> {
-        (0..self.objects.len()).map(|index| self.names.position(index)).collect()
+        self.sources.positions()
     }
 
     /// The name of each, as errors give it.
     #[getter]
     fn names(&self) -> Vec<String> {
-        (0..self.objects.len()).map(|index| self.names.of(index)).collect()
+        (0..self.sources.len()).map(|index| self.sources.name(index)).collect()
     }
 
     /// For each tensor that repeats an earlier one, the index of that.
     #[getter]
     fn first_of(&self) -> Vec<Option<usize>> {
-        let mut first_of = vec![None; self.objects.len()];
+        let mut first_of = vec![None; self.sources.len()];
         self.repetitions.iter().for_each(|&(index, first)| first_of[index] = Some(first));
         first_of
     }
@@ -133,13 +121,13 @@ impl DeviceList {
     fn scattered(&self) -> Vec<usize> {
         let part = |view: &View| view.dtype().size() / view.dtype().parts();
         let in_place = |view: &View| view.is_empty() || view.is_contiguous() && (view.start() as usize).is_multiple_of(part(view));
-        (0..self.objects.len()).filter(|&index| !(in_place(&self.read[index]) && in_place(&self.write[index]))).collect()
+        (0..self.sources.len()).filter(|&index| !(in_place(&self.reads[index]) && in_place(&self.writes()[index]))).collect()
     }
 
     /// The complex tensors.
     #[getter]
     fn complex(&self) -> Vec<usize> {
-        (0..self.objects.len()).filter(|&index| self.read[index].dtype().is_complex()).collect()
+        (0..self.sources.len()).filter(|&index| self.reads[index].dtype().is_complex()).collect()
     }
 
     /// The memory of the tensors of a device, as rows of four int64: address, number of elements, element type (0 to 3 for float16,
@@ -147,7 +135,7 @@ impl DeviceList {
     #[pyo3(signature = (kind, id, *, write = false, repeated = false))]
     fn layout<'py>(&self, py: Python<'py>, kind: i32, id: i32, write: bool, repeated: bool) -> Bound<'py, PyBytes> {
         let device = Device { kind, id };
-        let views = if write { &self.write } else { &self.read };
+        let views = if write { self.writes() } else { &self.reads };
         let first_of = self.first_of();
         let mut rows = Vec::with_capacity(32 * views.len());
         for (index, view) in views.iter().enumerate() {
@@ -167,7 +155,7 @@ impl DeviceList {
         PyBytes::new(py, &rows)
     }
 
-    /// What `TensorList.statistics` gives, from the moments of each tensor as rows of 13 float64.
+    /// What `TensorList.statistics` gives, from the moments of each tensor as rows of float64 with the numbers of `MOMENTS`.
     fn statistics<'py>(
         &self,
         py: Python<'py>,
@@ -177,47 +165,44 @@ impl DeviceList {
         let numbers: Vec<f64> = moments.as_chunks::<8>().0.iter().map(|bytes| f64::from_ne_bytes(*bytes)).collect();
         let rows = numbers.as_chunks::<{ Totals::LEN }>().0;
         let each: Vec<Totals> = strict(|| rows.iter().map(|row| Totals::from_array(*row)).collect());
-        if each.len() != self.objects.len() {
-            return Err(PyValueError::new_err(format!("moments of {} tensors, and there are {}", each.len(), self.objects.len())));
+        if each.len() != self.sources.len() {
+            return Err(PyValueError::new_err(format!("moments of {} tensors, and there are {}", each.len(), self.sources.len())));
         }
         let mut bytes = vec![0; Table::size(each.len())];
         let (all, grouped) = strict(|| {
             let mut table = Table::new(&mut bytes, &groups);
-            each.iter().enumerate().for_each(|(index, moments)| table.take(index, moments));
+            each.iter().enumerate().for_each(|(index, moments)| table.add(index, moments));
             table.finish(&self.repetitions)
         });
-        Ok((all, grouped, PyBytes::new(py, &bytes)))
+        Ok((Moments(all), grouped.into_iter().map(Moments).collect(), PyBytes::new(py, &bytes)))
     }
 
-    /// Refuses what cannot be changed element by element: complex tensors, and sparse ones with repeated indices.
+    /// As `TensorList.check_elementwise`.
     fn check_elementwise(&self, py: Python<'_>) -> PyResult<()> {
-        if let Some(index) = self.uncoalesced {
-            return Err(self.names.uncoalesced(index, self.objects[index].bind(py)));
-        }
-        match self.read.iter().position(|view| view.dtype().is_complex()) {
-            Some(index) => Err(self.names.fault(TensorError { index, problem: Problem::Complex }, self.objects[index].bind(py))),
-            None => Ok(()),
-        }
+        self.sources.check_elementwise(py, &self.reads)
     }
 
     /// As `TensorList.check_unchanged`.
     fn check_unchanged(&self, py: Python<'_>) -> PyResult<()> {
-        check_unchanged(py, &self.names, &self.objects, &self.lent, &self.read)
+        self.sources.check_unchanged(py, &self.reads)
     }
 
     fn __len__(&self) -> usize {
-        self.objects.len()
+        self.sources.len()
     }
 }
 
 impl DeviceList {
-    fn take(py: Python<'_>, names: Names, objects: Vec<Bound<'_, PyAny>>, writable: bool) -> PyResult<Self> {
-        let memory = Memory::of(Extractor::new(py, &names, writable)?.anywhere(), &objects)?;
-        let (write, uncoalesced) = (memory.writes(), memory.uncoalesced());
-        let found = detached(py, || if writable { writable_repetitions(&write) } else { Ok(repetitions(&write)) })?;
-        let repetitions = found.map_err(|error| names.fault(error, &objects[error.index]))?;
-        let objects = objects.into_iter().map(Bound::unbind).collect();
-        let Memory { reads: read, owners, devices, torch, lent, .. } = memory;
-        Ok(Self { names, objects, owners, devices, read, write, uncoalesced, repetitions, torch, lent })
+    fn of(py: Python<'_>, given: Given<'_>, writable: bool) -> PyResult<Self> {
+        let memory = given.memory_anywhere(py, writable)?;
+        let writes = memory.writes();
+        let (sources, reads, devices) = Sources::of(given, memory);
+        let views = writes.as_ref().unwrap_or(&reads);
+        let found = detached(py, || if writable { writable_repetitions(views) } else { Ok(repetitions(views)) })?;
+        Ok(Self { repetitions: found.map_err(|error| sources.fault(py, error))?, sources, devices, reads, writes })
+    }
+
+    fn writes(&self) -> &[View] {
+        self.writes.as_ref().unwrap_or(&self.reads)
     }
 }

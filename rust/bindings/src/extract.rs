@@ -1,23 +1,24 @@
 //! A Python object → the memory of its elements, by DLPack.
 //!
-//! Three ways in, fastest first: the C exchange API that a type may carry (torch ≥ 2.10; the tensor is borrowed), the versioned capsule,
-//! which says whether writing is allowed, and the plain capsule of older producers, which does not.
+//! There are three ways, tried in this order: the C exchange API of the object's type (torch since 2.10), which lends a tensor; the versioned
+//! capsule of `__dlpack__`, which says whether it may be written; and the capsule of older producers, which does not.
 //!
-//! A capsule keeps its memory alive. What is borrowed stays valid only as long as no Python code runs that may free it, and any other way in
-//! may run some: whoever takes several tensors asks `ran_python` at the end, and then borrows again.
+//! A capsule keeps its memory alive. A borrowed tensor does not, and the shape and strides that it points to are in torch's memory too: it is
+//! valid until the object is freed or gets other memory, which only Python code does. A [`View`] has copies of shape and strides, but what it
+//! describes is valid no longer. As the other two ways run Python code, whoever extracts several objects asks [`Extractor::ran_python`] after
+//! the last one, and if it has run, first of all borrows again what was borrowed.
 
-use std::ffi::{CStr, c_void};
-use std::mem::MaybeUninit;
 use std::ptr;
 
 use normclip_core::{Dtype, TensorError, View};
 use pyo3::exceptions::{PyBufferError, PyException, PyMemoryError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{IntoPyDict, PyCapsule, PyCapsuleMethods, PyDict, PyType};
+use pyo3::types::{PyDict, PyType};
 use pyo3::{create_exception, intern};
 
-use crate::dlpack::{self, Borrow, Device, ExchangeApi, ExchangeHeader, ManagedTensor, ManagedTensorVersioned, RawTensor};
+use crate::dlpack::{self, Device, RawTensor};
 use crate::names::Names;
+use crate::producer::{Contents, Producer, Request, contents, export};
 
 create_exception!(normclip._core, NotOnCPU, PyTypeError, "A tensor is in the memory of another device: `DeviceList` may take it.");
 
@@ -29,8 +30,7 @@ pub(crate) struct Extracted {
     pub(crate) owners: Vec<Py<PyAny>>,
     pub(crate) device: Device,
     pub(crate) is_torch: bool,
-    /// Whether it is borrowed.
-    pub(crate) lent: bool,
+    pub(crate) is_borrowed: bool,
 }
 
 /// A tensor as it was exported. It is alive as long as the object and the owner; without one it is borrowed.
@@ -39,7 +39,7 @@ pub(crate) struct Exported {
     pub(crate) owner: Option<Py<PyAny>>,
 }
 
-/// What there is to take of an object.
+/// In which form an object has its elements.
 pub(crate) enum Form {
     Dense(Exported),
     /// A COO tensor of torch, which has no memory of its own.
@@ -49,23 +49,15 @@ pub(crate) enum Form {
     Abstract(Dtype, i32),
 }
 
-/// What the type of an object tells.
-#[derive(Clone, Copy)]
-struct TypeFacts {
-    borrow: Option<Borrow>,
-    is_torch: bool,
-    /// Whether it is NumPy's own array: its capsule keeps the array and nothing besides.
-    is_array: bool,
-}
-
-/// Takes objects one after the other.
+/// Finds the memory of the objects of a list, one after the other.
 pub(crate) struct Extractor<'a, 'py> {
     names: &'a Names,
+    /// `torch.Tensor`, if torch is imported.
     torch_tensor: Option<Bound<'py, PyAny>>,
-    /// The type that was looked up last, and its facts: lists are mostly of one type.
-    latest: Option<(Bound<'py, PyType>, TypeFacts)>,
+    /// The type that was looked up last: lists are mostly of one type.
+    latest: Option<(Bound<'py, PyType>, Producer)>,
     writing: bool,
-    /// Whether torch tensors are taken too whose elements the CPU cannot read.
+    /// Whether torch tensors may be on any device, or on none.
     anywhere: bool,
     /// The devices of abstract tensors.
     places: Vec<String>,
@@ -87,19 +79,19 @@ impl<'a, 'py> Extractor<'a, 'py> {
         Self { anywhere: true, ..self }
     }
 
-    /// How its objects are called.
+    /// What errors call its objects.
     pub(crate) fn names(&self) -> &'a Names {
         self.names
     }
 
-    /// Whether anything has been taken by other means than borrowing, so that what is borrowed may no longer be valid.
+    /// Whether Python code has run for any of the objects, so that what was borrowed before may no longer be valid.
     pub(crate) fn ran_python(&self) -> bool {
         self.ran_python
     }
 
     /// The object with torch's lazy conjugate and negative carried out: they are flags that memory does not show.
     pub(crate) fn resolved(&mut self, object: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
-        if !self.facts(object)?.is_torch {
+        if !self.producer(object)?.is_torch {
             return Ok(object.clone());
         }
         let py = object.py();
@@ -108,37 +100,38 @@ impl<'a, 'py> Extractor<'a, 'py> {
 
     /// The memory of the object at this index of the list.
     pub(crate) fn extract(&mut self, index: usize, object: &Bound<'py, PyAny>) -> PyResult<Extracted> {
-        // What nearly all tensors of a model are, first and without a detour: there may be thousands.
-        let TypeFacts { is_torch, is_array, .. } = self.facts(object)?;
+        // Nearly all tensors of a model lend their memory. There may be thousands, so this comes first.
+        let Producer { is_torch, is_numpy, .. } = self.producer(object)?;
         if let Some((read, device)) = self.borrow(index, object)? {
-            return Ok(Extracted { read, write: None, owners: Vec::new(), device, is_torch, lent: true });
+            return Ok(Extracted { read, write: None, owners: Vec::new(), device, is_torch, is_borrowed: true });
         }
         match self.tensor(index, object)? {
             Form::Dense(Exported { tensor, owner }) => {
                 let read = self.view(index, object, &tensor)?;
-                // The array itself is kept anyway, and a million capsules are no trifle.
-                let owners = owner.into_iter().filter(|_| !is_array).collect();
-                Ok(Extracted { read, write: None, owners, device: tensor.device, is_torch, lent: false })
+                // The list keeps the array itself anyway, and a capsule more for each of a million arrays takes memory.
+                let owners = owner.into_iter().filter(|_| !is_numpy).collect();
+                Ok(Extracted { read, write: None, owners, device: tensor.device, is_torch, is_borrowed: false })
             }
             Form::Sparse => self.extract_sparse(index, object),
             Form::Abstract(dtype, place) => {
                 let device = Device { kind: Device::ABSTRACT, id: place };
-                Ok(Extracted { read: View::none(dtype), write: None, owners: Vec::new(), device, is_torch, lent: false })
+                Ok(Extracted { read: View::none(dtype), write: None, owners: Vec::new(), device, is_torch, is_borrowed: false })
             }
         }
     }
 
-    /// The memory of an object that lends it, without any code of Python's.
+    /// The memory of an object that lends it; None of others. Runs no Python code, but to describe an error.
     pub(crate) fn borrow(&mut self, index: usize, object: &Bound<'py, PyAny>) -> PyResult<Option<(View, Device)>> {
-        let Some(Ok(tensor)) = self.facts(object)?.borrow.map(|borrow| borrow_tensor(object, borrow)) else { return Ok(None) };
+        let Some(Ok(tensor)) = self.producer(object)?.borrow(object) else { return Ok(None) };
         let tensor = self.checked(index, object, tensor)?;
         Ok(if lacks_memory(&tensor) { None } else { Some((self.view(index, object, &tensor)?, tensor.device)) })
     }
 
-    /// What the object exports.
+    /// What the object exports. The tensor of a form without an owner is borrowed.
     pub(crate) fn tensor(&mut self, index: usize, object: &Bound<'py, PyAny>) -> PyResult<Form> {
-        let TypeFacts { borrow, is_torch, .. } = self.facts(object)?;
-        let exported = match borrow.map(|borrow| borrow_tensor(object, borrow)) {
+        let producer = self.producer(object)?;
+        let is_torch = producer.is_torch;
+        let exported = match producer.borrow(object) {
             Some(Ok(tensor)) => Ok(Exported { tensor: self.checked(index, object, tensor)?, owner: None }),
             Some(Err(error)) => Err(self.refusal(index, object, error)),
             None => {
@@ -151,12 +144,12 @@ impl<'a, 'py> Extractor<'a, 'py> {
             Err(error) if !is_torch || !error.is_instance_of::<PyException>(object.py()) => return Err(error),
             _ => {}
         }
-        // Only now is time to ask for what few tensors are.
+        // Few tensors come here, so that there is time to find out what they are.
         self.ran_python = true;
         if object.getattr(intern!(object.py(), "is_sparse"))?.is_truthy()? {
             return Ok(Form::Sparse);
         }
-        // What a collective of torch's is still filling: an AsyncCollectiveTensor.
+        // An AsyncCollectiveTensor: a collective of torch's may still be filling it.
         if let Some(wait) = object.getattr_opt(intern!(object.py(), "trigger_wait"))? {
             let filled = wait.call0()?;
             let mut form = self.tensor(index, &filled)?;
@@ -200,31 +193,22 @@ impl<'a, 'py> Extractor<'a, 'py> {
         Ok(Form::Abstract(dtype, place as i32))
     }
 
-    fn facts(&mut self, object: &Bound<'py, PyAny>) -> PyResult<TypeFacts> {
+    fn producer(&mut self, object: &Bound<'py, PyAny>) -> PyResult<Producer> {
         match &self.latest {
-            Some((of, facts)) if of.as_type_ptr() == object.get_type_ptr() => return Ok(*facts),
+            Some((kind, producer)) if kind.as_type_ptr() == object.get_type_ptr() => return Ok(*producer),
             _ => {}
         }
-        let of = object.get_type();
-        let is_torch = match &self.torch_tensor {
-            Some(tensor) => of.is_subclass(tensor)?,
-            None => false,
-        };
-        let borrow = match of.getattr_opt(intern!(object.py(), "__dlpack_c_exchange_api__"))? {
-            Some(capsule) if !capsule.is_none() => borrow_function(&capsule)?,
-            _ => None,
-        };
-        let is_array = of.fully_qualified_name()?.to_cow()? == "numpy.ndarray";
-        let facts = TypeFacts { borrow, is_torch, is_array };
-        self.latest = Some((of, facts));
-        Ok(facts)
+        let kind = object.get_type();
+        let producer = Producer::of(&kind, self.torch_tensor.as_ref())?;
+        self.latest = Some((kind, producer));
+        Ok(producer)
     }
 
     /// A sparse COO tensor is its values. Where indices repeat, their sums are measured, and the terms are what can be written.
     fn extract_sparse(&mut self, index: usize, object: &Bound<'py, PyAny>) -> PyResult<Extracted> {
         let py = object.py();
         let terms = object.call_method0(intern!(py, "_values"))?;
-        let mut extracted = Extracted { lent: false, ..self.extract(index, &terms)? };
+        let mut extracted = Extracted { is_borrowed: false, ..self.extract(index, &terms)? };
         extracted.owners.push(terms.unbind());
         if !object.call_method0(intern!(py, "is_coalesced"))?.is_truthy()? {
             let sums = object.call_method0(intern!(py, "coalesce"))?.call_method0(intern!(py, "_values"))?;
@@ -250,63 +234,30 @@ impl<'a, 'py> Extractor<'a, 'py> {
         let (kind, id) = device.call0().and_then(|device| device.extract::<(i32, i32)>()).map_err(broken)?;
         let device = Device { kind, id };
         self.check_device(index, object, device)?;
-        let exporter = if is_torch {
+        if is_torch {
             self.torch_dtype(index, object)?;
-            &bare(object).map_err(broken)?
-        } else {
-            object
-        };
-        let arguments = PyDict::new(py);
-        arguments.set_item(intern!(py, "max_version"), (dlpack::MAJOR, 0))?;
-        if self.writing {
-            arguments.set_item(intern!(py, "copy"), false)?;
         }
-        if !device.is_host() {
-            // A torch tensor, as nothing else is taken there. No waiting between streams: as with torch's own operations, what is launched
-            // later goes to the stream that is current then.
-            arguments.set_item(intern!(py, "stream"), -1)?;
-        }
-        // A capsule without a version cannot say whether its memory may be written. torch exports only what may.
-        let mut may_write = is_torch;
-        let versioned = exporter.call_method(intern!(py, "__dlpack__"), (), Some(&arguments));
-        let exported = match versioned {
-            // Producers from before version 1 do not know these arguments.
-            Err(error) if error.is_instance_of::<PyTypeError>(py) => {
-                let array = object.is_instance(&py.import(intern!(py, "numpy"))?.getattr(intern!(py, "ndarray"))?)?;
-                let read_only = array && !object.getattr(intern!(py, "flags"))?.getattr(intern!(py, "writeable"))?.is_truthy()?;
-                may_write = is_torch || array && !read_only;
-                let exporter = if read_only { &seemingly_writable(object)? } else { exporter };
-                exporter.call_method0(intern!(py, "__dlpack__"))
-            }
-            other => other,
-        };
-        let capsule = exported.and_then(|capsule| Ok(capsule.cast_into::<PyCapsule>()?)).map_err(broken)?;
-        // The capsule is kept and never renamed, so it stays the owner and cleans up when it goes.
-        let pointer = |name: &CStr| capsule.pointer_checked(Some(name));
-        let tensor = if let Ok(managed) = pointer(c"dltensor_versioned") {
-            let managed = managed.cast::<ManagedTensorVersioned>();
-            // SAFETY: the name says that the capsule holds this struct. Its version comes first and is checked before the rest is believed.
-            let major = unsafe { (*managed.as_ptr()).version.major };
-            if major != dlpack::MAJOR {
-                return Err(PyBufferError::new_err(format!(
-                    "{} exports DLPack {major}, and normclip reads DLPack 1",
-                    self.names.of(index)
-                )));
-            }
-            // SAFETY: a DLManagedTensorVersioned of our version, alive as long as the capsule.
-            let managed = unsafe { managed.as_ref() };
-            if self.writing && managed.flags & dlpack::IS_COPIED != 0 {
+        let request = Request { is_torch, writing: self.writing, on_host: device.is_host() };
+        let (capsule, mut may_write) = export(object, &request).map_err(broken)?;
+        let tensor = match contents(&capsule).map_err(broken)? {
+            Contents::Unversioned(tensor) => tensor,
+            Contents::Versioned { is_copy: true, .. } if self.writing => {
                 return Err(PyValueError::new_err(format!(
                     "{} exports a copy of its elements, so what is written there would be lost: pass what shares its memory",
                     self.names.describe(index, object)
                 )));
             }
-            may_write = managed.flags & dlpack::READ_ONLY == 0;
-            managed.tensor
-        } else {
-            let managed = pointer(c"dltensor").map_err(broken)?.cast::<ManagedTensor>();
-            // SAFETY: the name says that the capsule holds this struct.
-            unsafe { managed.as_ref() }.tensor
+            Contents::Versioned { tensor, read_only, .. } => {
+                may_write = !read_only;
+                tensor
+            }
+            Contents::Unknown(major) => {
+                return Err(PyBufferError::new_err(format!(
+                    "{} exports DLPack {major}, and normclip reads DLPack {}",
+                    self.names.of(index),
+                    dlpack::MAJOR
+                )));
+            }
         };
         let tensor = self.checked(index, object, tensor)?;
         if self.writing && !may_write {
@@ -323,12 +274,13 @@ impl<'a, 'py> Extractor<'a, 'py> {
 
     fn view(&self, index: usize, object: &Bound<'py, PyAny>, tensor: &dlpack::Tensor) -> PyResult<View> {
         let dtype = self.dtype(index, object, tensor)?;
-        // A handle says nothing about what shares memory with what.
+        // What is no address says nothing about what shares memory with what.
         let (start, shape) = if tensor.device.has_addresses() { (tensor.start(), tensor.shape()) } else { (ptr::null_mut(), &[0][..]) };
         let strides = if tensor.device.has_addresses() { tensor.strides() } else { None };
-        // SAFETY: a DLPack tensor describes memory that is valid while its owner lives, and lists keep the owners. That nobody writes it
-        // meanwhile is up to the caller in Python, as with every in-place operation of NumPy and torch. Memory of other devices is
-        // never read or written here: `DeviceList` passes addresses on.
+        // SAFETY: the elements that a DLPack tensor describes are there as long as its owner lives, which whoever holds the view keeps, or if
+        // it is borrowed until Python code runs, which callers notice by `ran_python` and `check_unchanged`. That no other thread uses the
+        // memory while a list is measured or changed is up to the caller in Python, as with the operations of NumPy and torch. Memory of
+        // other devices is not touched: of their views only addresses and sizes are used.
         let view = unsafe { View::new(start, dtype, shape, strides) };
         view.map_err(|problem| self.names.fault(TensorError { index, problem }, object))
     }
@@ -369,24 +321,21 @@ impl<'a, 'py> Extractor<'a, 'py> {
         if device.is_host() {
             return Ok(());
         }
-        let name = self.names.describe(index, object);
-        let place = object
-            .getattr("device")
-            .and_then(|place| place.str())
-            .map_or_else(|_| format!("device {}:{}", device.kind, device.id), |place| place.to_string());
         let is_torch = match &self.torch_tensor {
             Some(tensor) => object.is_instance(tensor)?,
             None => false,
         };
-        if !is_torch {
-            return Err(PyTypeError::new_err(format!(
-                "{name} is on {place}, and of other libraries than torch normclip reads CPU memory: pass torch.from_dlpack of it"
-            )));
-        }
-        if self.anywhere {
+        if is_torch && self.anywhere {
             return Ok(());
         }
-        Err(NotOnCPU::new_err(format!("{name} is on {place}, and normclip reads CPU memory: move it with .cpu()")))
+        let (name, place) = (self.names.describe(index, object), place(object, device));
+        Err(if is_torch {
+            NotOnCPU::new_err(format!("{name} is on {place}, and normclip reads CPU memory: move it with .cpu()"))
+        } else {
+            PyTypeError::new_err(format!(
+                "{name} is on {place}, and of other libraries than torch normclip reads CPU memory: pass torch.from_dlpack of it"
+            ))
+        })
     }
 
     /// The producer's own refusal, with the tensor's name and its first line. Interrupts and a lack of memory pass as they are.
@@ -402,53 +351,13 @@ impl<'a, 'py> Extractor<'a, 'py> {
     }
 }
 
-/// A torch tensor of the same memory that torch agrees to export: what requires a gradient, or is lazily conjugated, it refuses. The conjugate
-/// of a lazy conjugate is the memory as it is.
-fn bare<'py>(tensor: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
-    let py = tensor.py();
-    let detached = tensor.call_method0(intern!(py, "detach"))?;
-    let conjugate = detached.call_method0(intern!(py, "is_conj"))?.is_truthy()?;
-    if conjugate { detached.call_method0(intern!(py, "conj")) } else { Ok(detached) }
-}
-
-/// A NumPy array of the same memory that does not say that it is read-only: NumPy before version 2.1 exports no other.
-fn seemingly_writable<'py>(array: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
-    let py = array.py();
-    let interface = array.getattr(intern!(py, "__array_interface__"))?;
-    let (address, _) = interface.get_item(intern!(py, "data"))?.extract::<(usize, bool)>()?;
-    interface.set_item(intern!(py, "data"), (address, false))?;
-    let attributes = [(intern!(py, "__array_interface__"), interface)].into_py_dict(py)?;
-    let holder = py.import(intern!(py, "types"))?.call_method(intern!(py, "SimpleNamespace"), (), Some(&attributes))?;
-    py.import(intern!(py, "numpy"))?.call_method1(intern!(py, "asarray"), (holder,))
+/// The device of an object, as its library calls it.
+pub(crate) fn place(object: &Bound<'_, PyAny>, device: Device) -> String {
+    let name = object.getattr("device").and_then(|place| place.str());
+    name.map_or_else(|_| format!("device {}:{}", device.kind, device.id), |place| place.to_string())
 }
 
 /// Whether there are elements and nowhere to read them.
 fn lacks_memory(tensor: &dlpack::Tensor) -> bool {
     tensor.start().is_null() && !tensor.shape().contains(&0)
-}
-
-/// The function of a C exchange API that lends a tensor, if its version is ours.
-fn borrow_function(capsule: &Bound<'_, PyAny>) -> PyResult<Option<Borrow>> {
-    let capsule = capsule.cast::<PyCapsule>()?;
-    let mut header = capsule.pointer_checked(Some(c"dlpack_exchange_api"))?.cast::<ExchangeHeader>().as_ptr().cast_const();
-    // SAFETY: the capsule holds a pointer to a chain of headers, newest first, that lives as long as the process.
-    while let Some(found) = unsafe { header.as_ref() } {
-        if found.version.major == dlpack::MAJOR {
-            // SAFETY: a header of version 1 is the beginning of this struct.
-            return Ok(unsafe { (*header.cast::<ExchangeApi>()).borrow });
-        }
-        header = found.previous;
-    }
-    Ok(None)
-}
-
-fn borrow_tensor(object: &Bound<'_, PyAny>, borrow: Borrow) -> PyResult<RawTensor> {
-    let mut tensor = MaybeUninit::uninit();
-    // SAFETY: the function comes from the type of this object, and we are attached to the interpreter.
-    let status = unsafe { borrow(object.as_ptr().cast::<c_void>(), tensor.as_mut_ptr()) };
-    if status != 0 {
-        return Err(PyErr::fetch(object.py()));
-    }
-    // SAFETY: the function has succeeded, so it has filled in the tensor.
-    Ok(unsafe { tensor.assume_init() })
 }

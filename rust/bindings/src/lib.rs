@@ -1,26 +1,33 @@
 //! `normclip._core`: extract, detach, call, map the error.
 //!
 //! ```text
-//! list · dot · step · moments   the operations, and what they give
-//! compute    the door to the core, in IEEE arithmetic
-//! device     what the kernels of other devices need to know
-//! extract    a Python object → View, by DLPack
-//! dlpack     the C structs            names     how a tensor is called in an error
-//! threads    how many, which instruction set
+//! device                              tensors on any devices; which kind of list some tensors make
+//! list · dot · step                   operations on tensors in CPU memory
+//! intake                              what users pass → the objects in it → their memory
+//! extract                             an object → a `View` of its elements
+//! producer · moments                  how objects give access to their memory; the class `Moments`
+//! compute                             calls of the core, in IEEE arithmetic
+//! dlpack · names · figures · threads  C structs; objects in errors; figures of moments; threads and instruction sets
 //! ```
+//!
+//! A module uses those in the rows below its own.
 
 mod compute;
 mod device;
 mod dlpack;
 mod dot;
 mod extract;
+mod figures;
+mod intake;
 mod list;
 mod moments;
 mod names;
+mod producer;
 mod step;
 mod threads;
 
 use pyo3::prelude::*;
+use pyo3::types::{IntoPyDict, PyTuple};
 
 /// The Rust side of normclip. Private: import from `normclip`.
 #[pymodule]
@@ -30,9 +37,11 @@ mod _core {
     #[pymodule_export]
     use super::device::{DeviceList, collect, collect_grads};
     #[pymodule_export]
-    use super::dot::dot;
+    use super::dot::{check_pairs, dot};
     #[pymodule_export]
     use super::extract::NotOnCPU;
+    #[pymodule_export]
+    use super::intake::listed;
     #[pymodule_export]
     use super::list::TensorList;
     #[pymodule_export]
@@ -48,6 +57,10 @@ mod _core {
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         // A wrong NORMCLIP_ISA or NORMCLIP_NUM_THREADS is an error now, not in the middle of a training run.
         super::threads::team(module.py())?;
+        let py = module.py();
+        module.add("FIGURES", PyTuple::new(py, super::figures::FIGURES.iter().map(|(name, _)| name))?)?;
+        module.add("MOMENTS", PyTuple::new(py, normclip_core::Moments::NUMBERS)?)?;
+        module.add("NORMS", super::figures::NORMS.into_py_dict(py)?)?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 }

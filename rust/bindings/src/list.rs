@@ -1,36 +1,24 @@
-//! `TensorList`: a list of tensors, taken once, then measured and changed without the interpreter.
+//! `TensorList`: tensors in CPU memory, found and checked once, then measured and changed without the interpreter.
 
 use std::collections::HashSet;
 
 use normclip_core::kernels::{Clamp, Map, MaxAbs, Scale, Statistics, ZeroNonfinite};
-use normclip_core::{
-    Merge, Moments as Totals, TensorError, Tensors, View, WritableTensors, apply_each, nonfinite, norm, reduce, reduce_each,
-};
-use pyo3::exceptions::{PyRuntimeError, PyTypeError};
-use pyo3::intern;
+use normclip_core::{Merge, Moments as Totals, Tensors, WritableTensors, apply_each, nonfinite, norm, reduce, reduce_each};
+use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyList, PyString};
+use pyo3::types::{PyBytes, PyList};
 
 use crate::compute::{compute, hard_coefficient};
-use crate::dlpack::Device;
-use crate::extract::Extractor;
-use crate::moments::{Moments, Table};
-use crate::names::Names;
-use crate::threads::{detached, reserved};
+use crate::figures::Table;
+use crate::intake::{Given, Memory, Sources};
+use crate::moments::Moments;
+use crate::threads::detached;
 
 /// The memory of some tensors. Everything about them is checked when it is made, so that no operation fails halfway.
 #[pyclass(frozen, module = "normclip._core")]
 pub(crate) struct TensorList {
-    names: Names,
-    /// What was passed, and with `owners` what keeps the memory alive.
-    objects: Vec<Py<PyAny>>,
-    #[expect(dead_code, reason = "held for its references")]
-    owners: Vec<Py<PyAny>>,
+    sources: Sources,
     memory: Access,
-    /// The first sparse tensor with repeated indices.
-    uncoalesced: Option<usize>,
-    torch: Vec<bool>,
-    lent: Vec<bool>,
 }
 
 /// The memory, by what may be done with it.
@@ -50,21 +38,20 @@ impl TensorList {
     #[new]
     #[pyo3(signature = (tensors, *, writable = false))]
     fn new(tensors: &Bound<'_, PyAny>, writable: bool) -> PyResult<Self> {
-        Self::of(tensors, writable)
+        Self::of(tensors.py(), Given::tensors(tensors, "tensors")?, writable)
     }
 
     /// The gradients of a parameter, or of those parameters of an iterable that have one.
     #[staticmethod]
     #[pyo3(signature = (parameters, *, writable = false))]
     fn grads(parameters: &Bound<'_, PyAny>, writable: bool) -> PyResult<Self> {
-        let (names, grads) = grads_of(parameters)?;
-        Self::take(parameters.py(), names, grads, writable)
+        Self::of(parameters.py(), Given::grads(parameters)?, writable)
     }
 
     /// Whether some of them are torch tensors.
     #[getter]
     fn is_torch(&self) -> bool {
-        self.torch.contains(&true)
+        self.sources.is_torch()
     }
 
     /// Whether some of them are float64 or complex128.
@@ -73,10 +60,10 @@ impl TensorList {
         self.tensors().views().iter().any(|view| view.dtype().is_double())
     }
 
-    /// The place of each in what was passed.
+    /// The position of each in what was passed.
     #[getter]
     fn positions(&self) -> Vec<usize> {
-        (0..self.objects.len()).map(|index| self.names.position(index)).collect()
+        self.sources.positions()
     }
 
     /// The norm of all elements as one vector.
@@ -84,8 +71,8 @@ impl TensorList {
         compute(py, |team| norm(self.tensors(), order, team))
     }
 
-    /// The moments of all; those of each group, for the group number of each tensor; and a table of float64, a row a tensor: count, zeros,
-    /// NaN, infinities, l1, l2, linf, rms, mean_abs, sign_cosine, density. All from one read.
+    /// The moments of all tensors; those of each group, for the group number of each tensor; and a table of float64, with a row for each tensor
+    /// and a column for each of `FIGURES`. All from one read.
     #[pyo3(signature = (groups = Vec::new(), *, finite_only = false))]
     fn statistics<'py>(
         &self,
@@ -93,19 +80,19 @@ impl TensorList {
         groups: Vec<usize>,
         finite_only: bool,
     ) -> PyResult<(Moments, Vec<Moments>, Bound<'py, PyBytes>)> {
-        let (mut all, mut grouped) = (Moments(Totals::EMPTY), Vec::new());
-        let table = PyBytes::new_with(py, Table::size(self.objects.len()), |bytes| {
+        let (mut all, mut grouped) = (Totals::EMPTY, Vec::new());
+        let table = PyBytes::new_with(py, Table::size(self.sources.len()), |bytes| {
             (all, grouped) = compute(py, |team| {
                 let mut table = Table::new(bytes, &groups);
-                reduce_each(self.tensors(), Statistics { finite_only }, team, |index, moments| table.take(index, moments));
+                reduce_each(self.tensors(), Statistics { finite_only }, team, |index, moments| table.add(index, moments));
                 table.finish(self.tensors().repetitions())
             })?;
             Ok(())
         })?;
-        Ok((all, grouped, table))
+        Ok((Moments(all), grouped.into_iter().map(Moments).collect(), table))
     }
 
-    /// The moments of each tensor, as rows of 13 float64.
+    /// The moments of each tensor, as rows of float64 with the numbers of `MOMENTS`.
     #[pyo3(signature = (*, finite_only = false))]
     fn moments<'py>(&self, py: Python<'py>, finite_only: bool) -> PyResult<Bound<'py, PyBytes>> {
         let rows = compute(py, |team| {
@@ -118,7 +105,7 @@ impl TensorList {
     /// Name, number of NaN and number of infinities of each tensor that has some.
     fn nonfinite(&self, py: Python<'_>) -> PyResult<Vec<(String, u64, u64)>> {
         let found = compute(py, |team| nonfinite(self.tensors(), team))?;
-        Ok(found.into_iter().map(|(index, counts)| (self.names.of(index), counts.nans, counts.infs)).collect())
+        Ok(found.into_iter().map(|(index, counts)| (self.sources.name(index), counts.nans, counts.infs)).collect())
     }
 
     /// Reads all bytes with the lightest kernel there is, for benchmarks to compare with. Returns their number.
@@ -159,16 +146,13 @@ impl TensorList {
 
     /// Refuses what cannot be changed element by element: complex tensors, and sparse ones with repeated indices.
     fn check_elementwise(&self, py: Python<'_>) -> PyResult<()> {
-        if let Some(index) = self.uncoalesced {
-            return Err(self.names.uncoalesced(index, self.objects[index].bind(py)));
-        }
-        self.tensors().check_real().map_err(|error| self.names.fault(error, self.objects[error.index].bind(py)))
+        self.sources.check_elementwise(py, self.tensors().views())
     }
 
-    /// Refuses tensors whose memory is no longer what it was when they were taken: to be called when code of others has run since then, and
-    /// before anything is written.
+    /// Refuses tensors whose memory is no longer what it was when the list was made. To be called when Python code of others has run since
+    /// then, and before anything is written.
     fn check_unchanged(&self, py: Python<'_>) -> PyResult<()> {
-        check_unchanged(py, &self.names, &self.objects, &self.lent, self.tensors().views())
+        self.sources.check_unchanged(py, self.tensors().views())
     }
 
     /// Whether there are no elements.
@@ -178,44 +162,34 @@ impl TensorList {
     }
 
     fn __len__(&self) -> usize {
-        self.objects.len()
+        self.sources.len()
     }
 }
 
 impl TensorList {
-    /// The tensor itself, or the tensors of an iterable.
-    pub(crate) fn of(tensors: &Bound<'_, PyAny>, writable: bool) -> PyResult<Self> {
-        let py = tensors.py();
-        let tensors = listed(tensors, "tensors", intern!(py, "__dlpack__"))?;
-        Self::take(py, Names::tensors("tensors"), tensors.iter().collect(), writable)
-    }
-
-    /// What is read.
-    pub(crate) fn tensors(&self) -> &Tensors {
-        match &self.memory {
-            Access::Read(tensors) | Access::Apart { read: tensors, .. } => tensors,
-            Access::Write(tensors) => tensors,
-        }
-    }
-
-    fn take(py: Python<'_>, names: Names, objects: Vec<Bound<'_, PyAny>>, writable: bool) -> PyResult<Self> {
-        let memory = Memory::of(Extractor::new(py, &names, writable)?, &objects)?;
-        Self::checked(py, memory, names, objects, writable)
+    fn of(py: Python<'_>, given: Given<'_>, writable: bool) -> PyResult<Self> {
+        let memory = given.memory(py, writable)?;
+        Self::new_in(py, given, memory, writable)
     }
 
     /// The list of tensors with this memory, if it may be used so.
-    pub(crate) fn checked(py: Python<'_>, memory: Memory, names: Names, objects: Vec<Bound<'_, PyAny>>, writable: bool) -> PyResult<Self> {
-        let uncoalesced = memory.uncoalesced();
-        let writes = uncoalesced.map(|_| memory.writes());
-        let Memory { reads, owners, torch, lent, .. } = memory;
-        let list = detached(py, || match (writable, writes) {
+    pub(crate) fn new_in(py: Python<'_>, given: Given<'_>, memory: Memory, writable: bool) -> PyResult<Self> {
+        let writes = memory.writes();
+        let (sources, reads, _) = Sources::of(given, memory);
+        let memory = detached(py, || match (writable, writes) {
             (false, _) => Ok(Access::Read(Tensors::new(reads))),
             (true, None) => WritableTensors::new(reads).map(Access::Write),
             (true, Some(writes)) => Ok(Access::Apart { write: WritableTensors::new(writes)?, read: Tensors::new(reads) }),
         })?;
-        let memory = list.map_err(|error: TensorError| names.fault(error, &objects[error.index]))?;
-        let objects = objects.into_iter().map(Bound::unbind).collect();
-        Ok(Self { names, objects, owners, memory, uncoalesced, torch, lent })
+        Ok(Self { memory: memory.map_err(|error| sources.fault(py, error))?, sources })
+    }
+
+    /// What is measured.
+    fn tensors(&self) -> &Tensors {
+        match &self.memory {
+            Access::Read(tensors) | Access::Apart { read: tensors, .. } => tensors,
+            Access::Write(tensors) => tensors,
+        }
     }
 
     fn change<'py, M: Map>(&self, py: Python<'py>, map_of: impl Fn(usize) -> Option<M> + Send + Sync) -> PyResult<Bound<'py, PyList>> {
@@ -228,116 +202,6 @@ impl TensorList {
         // A repetition is written with the tensor that it repeats, and may have a version counter of its own.
         let repetitions = write.repetitions().iter().filter(|(_, first)| changed.binary_search(first).is_ok());
         let written = changed.iter().copied().chain(repetitions.map(|(index, _)| *index));
-        PyList::new(py, written.filter(|&index| self.torch[index]).map(|index| &self.objects[index]).collect::<Vec<_>>())
+        PyList::new(py, self.sources.torch_tensors(written))
     }
-}
-
-/// One object that has the attribute by itself, else those of an iterable.
-pub(crate) fn listed<'py>(given: &Bound<'py, PyAny>, name: &str, attribute: &Bound<'py, PyString>) -> PyResult<Bound<'py, PyList>> {
-    if let Ok(list) = given.cast::<PyList>() {
-        return Ok(list.clone());
-    }
-    if given.hasattr(attribute)? {
-        return PyList::new(given.py(), [given]);
-    }
-    let Ok(items) = given.try_iter() else {
-        let kind = given.get_type();
-        return Err(PyTypeError::new_err(format!(
-            "{name} is a {}: pass a tensor or an iterable of tensors, such as model.parameters()",
-            kind.name()?
-        )));
-    };
-    let list = PyList::empty(given.py());
-    items.into_iter().try_for_each(|item| list.append(item?))?;
-    Ok(list)
-}
-
-/// Where the memory of some tensors is.
-pub(crate) struct Memory {
-    pub(crate) reads: Vec<View>,
-    /// Of sparse tensors with repeated indices the terms, which are written instead of what is read.
-    terms: Vec<(usize, View)>,
-    pub(crate) owners: Vec<Py<PyAny>>,
-    pub(crate) devices: Vec<Device>,
-    pub(crate) torch: Vec<bool>,
-    /// Which are borrowed.
-    pub(crate) lent: Vec<bool>,
-}
-
-impl Memory {
-    pub(crate) fn of<'py>(mut extractor: Extractor<'_, 'py>, objects: &[Bound<'py, PyAny>]) -> PyResult<Self> {
-        let (mut reads, mut terms) = (reserved::<View>(objects.len())?, Vec::<(usize, View)>::new());
-        let mut owners = Vec::new();
-        let (mut devices, mut torch) = (reserved(objects.len())?, reserved(objects.len())?);
-        let mut lent = reserved(objects.len())?;
-        for (index, object) in objects.iter().enumerate() {
-            let extracted = extractor.extract(index, object)?;
-            lent.push(extracted.lent);
-            // Repeated indices are added up in new memory each time: by its terms the same tensor is known again.
-            let earlier = terms.iter().find(|(_, known)| extracted.write.as_ref() == Some(known)).map(|(earlier, _)| *earlier);
-            reads.push(earlier.map_or(extracted.read, |earlier| reads[earlier].clone()));
-            terms.extend(extracted.write.map(|view| (index, view)));
-            owners.extend(extracted.owners);
-            devices.push(extracted.device);
-            torch.push(extracted.is_torch);
-        }
-        if extractor.ran_python() {
-            // Code of others may have freed what was borrowed before it ran. From here on none does.
-            for (index, object) in objects.iter().enumerate().filter(|(index, _)| lent[*index]) {
-                let Some((view, device)) = extractor.borrow(index, object)? else {
-                    return Err(extractor.names().changed(index, object));
-                };
-                (reads[index], devices[index]) = (view, device);
-            }
-        }
-        Ok(Self { reads, terms, owners, devices, torch, lent })
-    }
-
-    /// The first sparse tensor with repeated indices.
-    pub(crate) fn uncoalesced(&self) -> Option<usize> {
-        self.terms.first().map(|(index, _)| *index)
-    }
-
-    /// What is written.
-    pub(crate) fn writes(&self) -> Vec<View> {
-        let mut views = self.reads.clone();
-        for (index, view) in &self.terms {
-            views[*index] = view.clone();
-        }
-        views
-    }
-}
-
-/// Refuses tensors that are lent and whose memory is no longer what it was, or has been freed.
-pub(crate) fn check_unchanged(py: Python<'_>, names: &Names, objects: &[Py<PyAny>], lent: &[bool], views: &[View]) -> PyResult<()> {
-    let mut extractor = Extractor::new(py, names, true)?.anywhere();
-    for (index, object) in objects.iter().enumerate().filter(|(index, _)| lent[*index]) {
-        let object = object.bind(py);
-        if !matches!(extractor.borrow(index, object), Ok(Some((view, _))) if view == views[index]) {
-            return Err(names.changed(index, object));
-        }
-    }
-    Ok(())
-}
-
-/// The gradients of a parameter, or of those parameters of an iterable that have one, and how to call them.
-pub(crate) fn grads_of<'py>(parameters: &Bound<'py, PyAny>) -> PyResult<(Names, Vec<Bound<'py, PyAny>>)> {
-    let py = parameters.py();
-    let parameters = listed(parameters, "parameters", intern!(py, "grad"))?;
-    let mut grads = Vec::with_capacity(parameters.len());
-    let mut positions = Vec::with_capacity(parameters.len());
-    for (position, parameter) in parameters.iter().enumerate() {
-        let Some(grad) = parameter.getattr_opt(intern!(py, "grad"))? else {
-            let kind = parameter.get_type();
-            return Err(PyTypeError::new_err(format!(
-                "parameters[{position}] is a {}, without .grad: pass model.parameters()",
-                kind.name()?
-            )));
-        };
-        if !grad.is_none() {
-            grads.push(grad);
-            positions.push(position);
-        }
-    }
-    Ok((Names::Grads(positions), grads))
 }

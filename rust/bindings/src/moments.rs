@@ -1,14 +1,9 @@
-//! `Moments`: the totals that statistics are derived from.
+//! `Moments`: the numbers that the figures of a vector follow from, as Python has them.
 
-use normclip_core::kernels::Statistics;
-use normclip_core::{Merge, Moments as Totals, Repetition, merged, reduce_all, strict};
+use normclip_core::{Merge, Moments as Totals, merged, strict};
 use pyo3::exceptions::PyValueError;
 use pyo3::intern;
 use pyo3::prelude::*;
-
-use crate::compute::compute;
-use crate::device::collect;
-use crate::list::TensorList;
 
 /// What the statistics of a vector are derived from: counts, sums and the largest absolute value. Immutable.
 ///
@@ -42,25 +37,6 @@ impl Moments {
     #[new]
     fn new() -> Self {
         Self(Totals::EMPTY)
-    }
-
-    /// The moments of a tensor or of an iterable of tensors as one vector, in one read.
-    ///
-    /// Args:
-    ///     tensors: As for :func:`normclip.total_norm`.
-    ///
-    /// Raises:
-    ///     TypeError, ValueError: As for :func:`normclip.total_norm`.
-    #[staticmethod]
-    fn of(tensors: &Bound<'_, PyAny>) -> PyResult<Self> {
-        let py = tensors.py();
-        let taken = collect(tensors, false)?;
-        let Ok(tensors) = taken.cast::<TensorList>() else {
-            let moments = py.import(intern!(py, "normclip._backends.choose"))?.call_method1(intern!(py, "moments"), (taken,))?;
-            return Ok(Self(moments.cast::<Self>()?.get().0));
-        };
-        let tensors = tensors.get().tensors();
-        compute(py, |team| Self(reduce_all(tensors, Statistics { finite_only: false }, team)))
     }
 
     /// What :meth:`to_array` has made.
@@ -175,56 +151,4 @@ impl Moments {
     fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<(Bound<'py, PyAny>, (Vec<f64>,))> {
         Ok((slf.get_type().getattr("from_array")?, (slf.get().derived(Totals::to_array).to_vec(),)))
     }
-}
-
-/// Statistics of a list of tensors, whose moments come one after the other: of all, of groups, and a row for each.
-pub(crate) struct Table<'a> {
-    all: Totals,
-    grouped: Vec<Totals>,
-    groups: &'a [usize],
-    rows: &'a mut [[u8; ROW]],
-}
-
-/// The bytes of a row.
-const ROW: usize = size_of::<[f64; 11]>();
-
-impl<'a> Table<'a> {
-    /// The number of bytes for the rows of so many tensors.
-    pub(crate) fn size(tensors: usize) -> usize {
-        tensors * ROW
-    }
-
-    /// The table of tensors without elements, to be filled. There is a group number for each tensor, or none at all.
-    pub(crate) fn new(bytes: &'a mut [u8], groups: &'a [usize]) -> Self {
-        let rows = bytes.as_chunks_mut().0;
-        rows.fill(row(&Totals::EMPTY));
-        Self { all: Totals::EMPTY, grouped: vec![Totals::EMPTY; groups.iter().max().map_or(0, |last| last + 1)], groups, rows }
-    }
-
-    /// Takes the moments of the tensor at this index, each tensor once and in order.
-    pub(crate) fn take(&mut self, index: usize, moments: &Totals) {
-        self.all.merge(moments);
-        if let Some(group) = self.groups.get(index) {
-            self.grouped[*group].merge(moments);
-        }
-        self.rows[index] = row(moments);
-    }
-
-    /// The moments of all and of each group. A repetition counts nothing, and reads like the tensor that it repeats.
-    pub(crate) fn finish(self, repetitions: &[Repetition]) -> (Moments, Vec<Moments>) {
-        repetitions.iter().for_each(|&(index, first)| self.rows[index] = self.rows[first]);
-        (Moments(self.all), self.grouped.into_iter().map(Moments).collect())
-    }
-}
-
-/// A row of the table.
-fn row(moments: &Totals) -> [u8; ROW] {
-    let [count, zeros, nans, infs] = [moments.count, moments.zeros, moments.nans, moments.infs].map(|count| count as f64);
-    let (rms, mean, cosine, density) = (moments.rms(), moments.mean_abs(), moments.sign_cosine(), moments.density());
-    let figures = [count, zeros, nans, infs, moments.l1(), moments.l2(), moments.linf(), rms, mean, cosine, density];
-    let mut row = [0; ROW];
-    for (bytes, figure) in row.as_chunks_mut().0.iter_mut().zip(figures) {
-        *bytes = figure.to_ne_bytes();
-    }
-    row
 }

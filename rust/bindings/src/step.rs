@@ -43,7 +43,7 @@ impl Settings {
 pub(crate) struct Step {
     /// The group of each parameter, and whether its states are new.
     places: Vec<(usize, bool)>,
-    /// The number of states of each parameter.
+    /// How many states each parameter has.
     states: Vec<usize>,
     /// Each parameter, its states and its gradient.
     objects: Vec<Py<PyAny>>,
@@ -92,8 +92,9 @@ impl Step {
     /// As `TensorList.check_unchanged`.
     fn check_unchanged(&self, py: Python<'_>) -> PyResult<()> {
         let objects: Vec<_> = self.objects.iter().map(|object| object.bind(py).clone()).collect();
-        let found = Taken::of(Extractor::new(py, &self.names, true)?, &objects)?.views(&self.states)?;
-        match found.iter().zip(self.parameters.views()).position(|(found, expected)| found != expected) {
+        let taken = Taken::of(Extractor::new(py, &self.names, true)?, &objects)?;
+        let (views, _) = taken.views(&self.states)?;
+        match views.iter().zip(self.parameters.views()).position(|(found, expected)| found != expected) {
             Some(index) => Err(self.names.changed(index, &objects[index])),
             None => Ok(()),
         }
@@ -121,14 +122,10 @@ impl Step {
         let names = Names::Members(roles);
         let extractor = Extractor::new(py, &names, true)?;
         let taken = Taken::of(if anywhere { extractor.anywhere() } else { extractor }, &objects)?;
-        let views = taken.views(&states)?;
-        let (mut gradients, mut next) = (Vec::with_capacity(states.len()), 0);
-        for states in &states {
-            next += states + 2;
-            gradients.push(taken.view(next - 1, next - 1)?);
-        }
-        let lists = detached(py, || Ok((Parameters::new(views, states.iter().copied())?, Tensors::new(gradients))))?;
-        let (parameters, gradients) = lists.map_err(|error: TensorError| names.fault(error, &objects[error.index]))?;
+        let (views, gradients) = taken.views(&states)?;
+        let parameters =
+            detached(py, || Parameters::new(views, states.iter().copied()))?.map_err(|error| names.fault(error, &objects[error.index]))?;
+        let gradients = detached(py, || Tensors::new(gradients))?;
         let owners = taken.exported.into_iter().filter_map(|(exported, _)| exported.owner).collect();
         let objects = objects.into_iter().map(Bound::unbind).collect();
         Ok(Self { places, states, objects, names, owners, gradients, parameters })
@@ -171,18 +168,19 @@ impl<'a, 'py> Taken<'a, 'py> {
         Ok(Self { names, objects, exported })
     }
 
-    /// The memory of each parameter, its states and its gradient, in the order of the parameter.
-    fn views(&self, states: &[usize]) -> PyResult<Vec<View>> {
-        let (mut views, mut parameter) = (Vec::with_capacity(self.objects.len()), 0);
+    /// The memory of all tensors, in the order of their parameters, and that of the gradients for themselves; for so many states of each.
+    fn views(&self, states: &[usize]) -> PyResult<(Vec<View>, Vec<View>)> {
+        let (mut views, mut gradients, mut first) = (Vec::with_capacity(self.objects.len()), Vec::with_capacity(states.len()), 0);
         for states in states {
-            let next = parameter + states + 2;
-            for index in parameter..next {
-                self.check_alike(index, parameter)?;
-                views.push(self.view(index, parameter)?);
+            let gradient = first + states + 1;
+            for index in first..=gradient {
+                self.check_alike(index, first)?;
+                views.push(self.view(index, first)?);
             }
-            parameter = next;
+            gradients.push(self.view(gradient, gradient)?);
+            first = gradient + 1;
         }
-        Ok(views)
+        Ok((views, gradients))
     }
 
     /// Refuses a tensor that is not of the element type, device and shape of its parameter.

@@ -1,10 +1,10 @@
 //! Element types: how each is widened, compared by its bits, and rounded back.
 //!
 //! Contract: `wide` is exact for every type, as f16, bf16, f32 and f64 all fit into f64; roundings are to nearest even. Conversions are
-//! branch-free integer and float operations, so that they vectorize on every instruction set and give the same bits on each, of NaN too.
-//! `times` by a normal number keeps sign and payload of a NaN and makes it quiet, as all hardware does. Which of two NaN an operation returns, and
-//! the sign of a NaN that it makes of numbers, depend on the instruction. So `narrow` and `store`, which end all other computations, return
-//! the same NaN for every NaN: the positive quiet one without payload.
+//! branch-free integer and float operations, so that they vectorize on every instruction set and give the same bits on each, of NaN too:
+//! `times` by a normal number keeps the sign and payload of a NaN and makes it quiet, as hardware does. Which of two NaN an operation
+//! returns, and the sign of a NaN that it makes, depend on the instruction. So `narrow` and `store`, which end other computations, return
+//! the positive quiet NaN without payload for every NaN.
 
 use std::ops::{Add, Mul, Sub};
 

@@ -48,6 +48,6 @@ pub use reduce::{reduce, reduce_all, reduce_each};
 pub use simd::Simd;
 pub use strict::strict;
 pub use team::Team;
-pub use tensors::{Tensors, WritableTensors};
+pub use tensors::{Tensors, WritableTensors, check_real};
 pub use update::{Parameters, update};
 pub use view::View;

@@ -249,6 +249,23 @@ impl Moments {
     /// Numbers in the array form.
     pub const LEN: usize = 13;
 
+    /// What they are called, in the order of the array. A sum is two numbers, its value and a rest; Σx² is three sums, by scale.
+    pub const NUMBERS: [&str; Self::LEN] = [
+        "count",
+        "zeros",
+        "nans",
+        "infs",
+        "sum_abs",
+        "sum_abs_rest",
+        "small",
+        "small_rest",
+        "medium",
+        "medium_rest",
+        "large",
+        "large_rest",
+        "largest",
+    ];
+
     /// Σ|x|.
     pub fn l1(&self) -> f64 {
         self.sum_abs.times(self.largest.unit()).value()
@@ -292,7 +309,7 @@ impl Moments {
         if defined { self.sum_abs.times(1.0 / scale).over(root).times(self.largest.unit()) } else { Sum::of(f64::NAN) }
     }
 
-    /// count, zeros, nans, infs; Σ|x| in its unit as two numbers; Σx² at three scales as six; max|x|.
+    /// The numbers of [`Moments::NUMBERS`]. Σ|x| is in its unit.
     pub fn to_array(&self) -> [f64; Self::LEN] {
         let Squares { small, medium, large } = self.squares;
         let [count, zeros, nans, infs] = [self.count, self.zeros, self.nans, self.infs].map(|count| count as f64);

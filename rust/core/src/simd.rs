@@ -14,8 +14,7 @@ pub trait Simd: Copy {
         halves.map(widen_half)
     }
 
-    /// Rounds 32 f32 to half precision, to nearest even, and returns their bits. NaN keeps its sign and the upper bits of its payload, and is
-    /// made quiet.
+    /// Rounds 32 f32 to half precision, to nearest even, and returns their bits. A NaN keeps its sign and the top of its payload, and is quiet.
     #[inline(always)]
     fn narrow_singles(self, singles: [f32; 32]) -> [u16; 32] {
         singles.map(narrow_single)
@@ -45,8 +44,8 @@ pub(crate) fn widen_half(half: u16) -> f32 {
     f32::from_bits(scaled.to_bits() | special | (u32::from(half & 0x8000) << 16))
 }
 
-/// Rounds an f32 to half precision, to nearest even, and returns its bits. NaN keeps its sign and the upper bits of its payload, and is made
-/// quiet, as by hardware.
+/// Rounds an f32 to half precision, to nearest even, and returns its bits. A NaN keeps its sign and the top of its payload, and is quiet, as
+/// hardware does it.
 #[inline(always)]
 pub(crate) fn narrow_single(value: f32) -> u16 {
     let bits = value.to_bits();

@@ -62,17 +62,6 @@ impl Tensors {
         self.bytes
     }
 
-    /// The fault that keeps these tensors from an operation on real numbers.
-    ///
-    /// # Errors
-    /// The first complex tensor.
-    pub fn check_real(&self) -> Result<(), TensorError> {
-        match self.views.iter().position(|view| view.dtype().is_complex()) {
-            Some(index) => Err(TensorError { index, problem: Problem::Complex }),
-            None => Ok(()),
-        }
-    }
-
     /// The tensors that repeat earlier ones, in the order of the list.
     pub fn repetitions(&self) -> &[Repetition] {
         &self.repetitions
@@ -80,6 +69,17 @@ impl Tensors {
 
     pub(crate) fn cut(&self) -> &Cut {
         &self.cut
+    }
+}
+
+/// Refuses tensors that an operation on real numbers is not defined for.
+///
+/// # Errors
+/// The first complex tensor.
+pub fn check_real(views: &[View]) -> Result<(), TensorError> {
+    match views.iter().position(|view| view.dtype().is_complex()) {
+        Some(index) => Err(TensorError { index, problem: Problem::Complex }),
+        None => Ok(()),
     }
 }
 

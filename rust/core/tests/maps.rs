@@ -4,7 +4,7 @@ mod common;
 
 use half::{bf16, f16};
 use normclip_core::kernels::{Clamp, Map, Scale, ZeroNonfinite};
-use normclip_core::{Dtype, Problem, View, WritableTensors, apply, apply_each};
+use normclip_core::{Dtype, Problem, View, WritableTensors, apply, apply_each, check_real};
 use proptest::prelude::*;
 use proptest::sample::select;
 
@@ -213,7 +213,7 @@ fn memory_within_the_limit_may_be_read_only() {
 #[test]
 fn complex_tensors_are_named_before_clamping() {
     let tensors = [Tensor::dense(Dtype::F32, 3, 0), Tensor::dense(Dtype::C64, 3, 0)];
-    let error = to_read(&tensors).check_real().unwrap_err();
+    let error = check_real(to_read(&tensors).views()).unwrap_err();
     assert_eq!((error.index, error.problem), (1, Problem::Complex));
-    assert_eq!(to_read(&tensors[..1]).check_real(), Ok(()));
+    assert_eq!(check_real(to_read(&tensors[..1]).views()), Ok(()));
 }

@@ -22,8 +22,8 @@ impl Map for Scale {
         if (f64::from(f32::MIN_POSITIVE)..=f64::from(f32::MAX)).contains(&coefficient.abs()) {
             isa.run(Multiply { factor: E::factor(coefficient), elements });
         } else {
-            // Rounded to f32 the coefficient would be 0, subnormal or infinite, where the product may be none of these; and a product by 0 or by
-            // what is not finite may be a NaN that no element was.
+            // Rounded to f32 the coefficient would be subnormal or infinite, where the product may be neither. And a coefficient of 0 or NaN
+            // makes NaN of elements that are none.
             isa.run(MultiplyWide { coefficient, elements });
         }
         true
