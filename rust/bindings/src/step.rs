@@ -80,16 +80,12 @@ impl Step {
         };
         // SAFETY: that nobody else uses the memory meanwhile is up to the caller in Python, as with every in-place operation of torch.
         compute(py, |team| unsafe { update(&self.parameters, |place| formulas[place], team) })?;
-        let mut rest = self.objects.iter();
-        let written: Vec<_> = self
-            .states
-            .iter()
-            .flat_map(|states| {
-                let written: Vec<_> = rest.by_ref().take(states + 1).collect();
-                rest.next(); // the gradient
-                written
-            })
-            .collect();
+        let mut objects = self.objects.iter();
+        let mut written = Vec::with_capacity(self.objects.len());
+        for states in &self.states {
+            written.extend(objects.by_ref().take(states + 1));
+            objects.next(); // the gradient
+        }
         PyList::new(py, written)
     }
 
@@ -110,7 +106,7 @@ impl Step {
         let count = members.iter().map(|(_, _, _, _, states, _)| states.len() + 2).sum();
         // In the order of `Parameters`: each parameter, its states and its gradient.
         let (mut objects, mut roles) = (Vec::with_capacity(count), Vec::with_capacity(count));
-        let (mut states, mut places) = (Vec::new(), Vec::new());
+        let (mut states, mut places) = (Vec::with_capacity(members.len()), Vec::with_capacity(members.len()));
         for (group, place, parameter, gradient, its_states, new) in members {
             states.push(its_states.len());
             places.push((group, new));

@@ -52,19 +52,19 @@ impl Parameters {
             return Err(TensorError { index, problem: Problem::Complex });
         }
         overlap::check_writable(&views, &overlap::by_address(&views), |index| !is_gradient[index])?;
-        let cut = Cut::new(starts[1..].iter().zip(&starts).map(|(_, &start)| views[start].len()));
+        let cut = Cut::new(starts[..starts.len() - 1].iter().map(|&start| views[start].len()));
         let bytes = views.iter().map(View::bytes).fold(0, usize::saturating_add);
         Ok(Self { views, starts, cut, bytes })
+    }
+
+    /// The views as they were given.
+    pub fn views(&self) -> &[View] {
+        &self.views
     }
 
     /// A parameter, its states and its gradient.
     fn tensors(&self, parameter: usize) -> &[View] {
         &self.views[self.starts[parameter]..self.starts[parameter + 1]]
-    }
-
-    /// The views that the list was made of.
-    pub fn views(&self) -> &[View] {
-        &self.views
     }
 }
 

@@ -138,8 +138,8 @@ fn every_nan_has_the_same_bits() {
             }
             // What several NaN may come together in: of parameters, of buffers and of gradients.
             let (mut parameters, mut buffer, gradients) = (patterns(), patterns(), patterns().into_iter().rev().collect::<Vec<_>>());
-            let numbers = Sgd { coefficient: 1.0, lr: 0.5, momentum: 0.5, dampening: 0.0, nesterov: true, weight_decay: 0.1 };
-            numbers.apply(isa, &mut parameters, &mut [&mut buffer], &gradients);
+            let sgd = Sgd { coefficient: 1.0, lr: 0.5, momentum: 0.5, dampening: 0.0, nesterov: true, weight_decay: 0.1 };
+            sgd.apply(isa, &mut parameters, &mut [&mut buffer], &gradients);
             for found in parameters.iter().chain(&buffer) {
                 assert!(!found.wide().is_nan() || bits_of(found) == nan, "{:#x} on {}", bits_of(found), isa.name());
             }
