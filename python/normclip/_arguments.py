@@ -47,6 +47,8 @@ def check_number(name: str, value: Any, expected: str = "a number", *, text: boo
     Raises:
         TypeError, ValueError: It cannot be; the message names it.
     """
+    if type(value) is float:
+        return value
     try:
         if isinstance(value, (str, bytes)) and not text:
             raise ValueError

@@ -102,6 +102,8 @@ def as_rule(name: str, rule: Rule | float) -> Rule:
     Raises:
         TypeError, ValueError: It is neither a rule nor a number, or the number is negative or NaN.
     """
+    if type(rule) is float:  # the most frequent case first: isinstance of an abstract class takes longer
+        return Hard(check_limit(name, rule))
     if isinstance(rule, Rule):
         return rule
     if isinstance(rule, type) and issubclass(rule, Rule):
