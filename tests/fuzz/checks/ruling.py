@@ -46,7 +46,7 @@ def _off(multiplier: Any) -> Any:
     return lambda self, norm: multiplier(self, norm) * (1 + 1e-9)
 
 
-@check("rules", weight=6, plants={"rules.Rule.multiplier": _off})
+@check("rules", weight=6, plants={"rules.Formula.multiplier": _off})
 def multipliers(draw: Draw) -> None:
     rule, formula = _rule(draw)
     norm = draw.magnitude(-30, 30)
@@ -60,7 +60,7 @@ def multipliers(draw: Draw) -> None:
         expect(math.isnan(rule.multiplier(math.nan)), f"{rule!r} swallows NaN")
 
 
-@check("rules", weight=5, plants={"rules.Rule.multiplier": _off})
+@check("rules", weight=5, plants={"rules.Formula.multiplier": _off})
 def clip_by_rule(draw: Draw) -> None:
     rule, formula = _rule(draw)
     made = lots(draw, finite=True)
