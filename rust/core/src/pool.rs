@@ -138,6 +138,8 @@ struct Pool {
     process: u32,
     state: Mutex<State>,
     wake: Condvar,
+    /// The number of times that the state was unlocked. It says nothing that the lock does not, but ThreadSanitizer sees it: see `lock`.
+    turns: AtomicUsize,
     /// The number of jobs that were ever listed: waiting helpers read it without the lock.
     news: AtomicUsize,
 }
@@ -152,7 +154,7 @@ struct State {
 impl Pool {
     fn list(&'static self, listed: Listed) {
         let wanted = listed.wanted;
-        let mut state = locked(&self.state);
+        let mut state = self.lock();
         while state.helpers < wanted {
             let started = thread::Builder::new().name(format!("normclip-{}", state.helpers)).spawn(|| self.help());
             if started.is_err() {
@@ -162,17 +164,40 @@ impl Pool {
         }
         state.jobs.push_back(listed);
         self.news.fetch_add(1, Ordering::Release);
-        drop(state);
+        self.unlock(state);
         (0..wanted).for_each(|_| self.wake.notify_one());
     }
 
     fn unlist(&self, job: *const Job<'static>) {
-        locked(&self.state).jobs.retain(|listed| listed.job != job);
+        let mut state = self.lock();
+        state.jobs.retain(|listed| listed.job != job);
+        self.unlock(state);
+    }
+
+    /// The state, locked. Where a thread has to wait for that, it is the standard library that takes the lock, which is not built for
+    /// ThreadSanitizer. So that this still sees which thread comes after which, each counts a turn when it unlocks, and reads it here.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        let state = locked(&self.state);
+        self.turns.load(Ordering::Acquire);
+        state
+    }
+
+    fn unlock(&self, state: MutexGuard<'_, State>) {
+        self.turns.fetch_add(1, Ordering::Release);
+        drop(state);
+    }
+
+    /// Unlocks the state until a job is listed, or for no reason.
+    fn wait<'a>(&'a self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.turns.fetch_add(1, Ordering::Release);
+        let state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+        self.turns.load(Ordering::Acquire);
+        state
     }
 
     /// What a helper does from start to end of the process: takes part in jobs, and waits for more.
     fn help(&self) {
-        let mut state = locked(&self.state);
+        let mut state = self.lock();
         loop {
             if let Some(listed) = state.jobs.front_mut() {
                 // SAFETY: a listed job is alive, and the lock keeps it listed. Once `helping` counts this helper, the caller waits for it.
@@ -182,21 +207,21 @@ impl Pool {
                 if listed.wanted == 0 {
                     state.jobs.pop_front();
                 }
-                drop(state);
+                self.unlock(state);
                 job.take_part(None);
                 // The job may be gone as soon as `helping` is 0, so the caller is cloned first.
                 let caller = job.caller.clone();
                 if job.helping.fetch_sub(1, Ordering::Release) == 1 {
                     caller.unpark();
                 }
-                state = locked(&self.state);
+                state = self.lock();
             } else {
                 let seen = self.news.load(Ordering::Acquire);
-                drop(state);
+                self.unlock(state);
                 spin_until(|| self.news.load(Ordering::Acquire) != seen);
-                state = locked(&self.state);
+                state = self.lock();
                 if state.jobs.is_empty() && self.news.load(Ordering::Acquire) == seen {
-                    state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+                    state = self.wait(state);
                 }
             }
         }
@@ -217,7 +242,7 @@ fn pool() -> &'static Pool {
         {
             return pool;
         }
-        let pool = Pool { process, state: Mutex::default(), wake: Condvar::new(), news: AtomicUsize::new(0) };
+        let pool = Pool { process, state: Mutex::default(), wake: Condvar::new(), turns: AtomicUsize::new(0), news: AtomicUsize::new(0) };
         let fresh = Box::into_raw(Box::new(pool));
         if CURRENT.compare_exchange(seen, fresh, Ordering::AcqRel, Ordering::Acquire).is_err() {
             // SAFETY: `fresh` was made above and nobody else has seen it.
