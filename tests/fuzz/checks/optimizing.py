@@ -82,10 +82,12 @@ def steps(draw: Draw) -> None:
         expect(oracles.near(coefficient, exact, 4 * TOLERANCE), f"the coefficient is {coefficient!r}, not {exact!r}")
         for item, x, v, gradient in zip(items, before, buffers, gradients, strict=True):
             if gradient is None:
-                expect(np.array_equal(_wide(item), x), "a parameter without a gradient has moved")
+                expect(np.array_equal(_wide(item), x, equal_nan=True), "a parameter without a gradient has moved")
                 continue
             expect(raw(item.grad) == gradient[1], "a gradient was written")
-            d = (-1.0 if settings.get("maximize") else 1.0) * coefficient * gradient[0] + settings["weight_decay"] * x
+            d = (-1.0 if settings.get("maximize") else 1.0) * coefficient * gradient[0]
+            if settings["weight_decay"]:  # a term whose factor is 0 is left out, as by torch
+                d = d + settings["weight_decay"] * x
             damped = d if v is None else (1.0 - settings.get("dampening", 0.0)) * d
             v = settings["momentum"] * (0.0 if v is None else v) + damped
             direction = d + settings["momentum"] * v if settings["nesterov"] else v if settings["momentum"] else d
