@@ -86,15 +86,16 @@ def steps(draw: Draw) -> None:
                 continue
             expect(raw(item.grad) == gradient[1], "a gradient was written")
             d = (-1.0 if settings.get("maximize") else 1.0) * coefficient * gradient[0]
+            sizes = np.abs(d)  # of its terms, which may cancel
             if settings["weight_decay"]:  # a term whose factor is 0 is left out, as by torch
-                d = d + settings["weight_decay"] * x
+                d, sizes = d + settings["weight_decay"] * x, sizes + settings["weight_decay"] * np.abs(x)
             damped = d if v is None else (1.0 - settings.get("dampening", 0.0)) * d
             v = settings["momentum"] * (0.0 if v is None else v) + damped
             direction = d + settings["momentum"] * v if settings["nesterov"] else v if settings["momentum"] else d
-            terms = np.abs(x) + settings["lr"] * (np.abs(direction) + 2 * np.abs(d)) + settings["weight_decay"] * np.abs(x)
+            terms = np.abs(x) + settings["lr"] * (np.abs(direction) + 2 * sizes)
             _expect_rounded(item, x - settings["lr"] * direction, terms)
             if settings["momentum"]:
-                _expect_rounded(optimizer.state[item]["momentum_buffer"], v, np.abs(v) + 3 * np.abs(d) + np.abs(x))
+                _expect_rounded(optimizer.state[item]["momentum_buffer"], v, np.abs(v) + 3 * sizes + np.abs(x))
     for each in made:
         each.tensor[...] = torch.nan
         expect(each.memory.isnan().all(), "memory around a parameter was written")
