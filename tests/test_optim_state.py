@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import nn
 
-import normclip
 from normclip._backends.choose import serving
 from normclip._backends.protocol import Served
 from normclip._backends.steps import DeviceStep
@@ -20,6 +19,7 @@ from normclip.optim import ClippedSGD
 from normclip.rules import Rule, Soft
 from normclip.thresholds import AdaGC, AutoClip, Threshold, ZClip
 from support.optim import bits, by_decay, parameters_of, run, set_gradients
+from support.training import by_clipping
 
 SETTINGS: list[dict[str, Any]] = [
     {},
@@ -240,16 +240,7 @@ def test_a_step_that_fails_has_noted_nothing(make: Callable[[], Threshold], monk
     assert not optimizer.state
 
 
-@pytest.mark.parametrize(
-    "clip",
-    [
-        lambda weight, rule: normclip.clip_(weight.grad, rule),
-        lambda weight, rule: normclip.clip_grad_norm_([weight], rule=rule),
-        lambda weight, rule: normclip.clip_grads_([weight], rule),
-        lambda weight, rule: normclip.clip_grads_([weight], limits={"rest": rule}, groups={}),
-    ],
-    ids=["clip_", "clip_grad_norm_", "clip_grads_", "clip_grads_ by groups"],
-)
+@by_clipping
 def test_clipping_that_fails_has_noted_nothing(clip: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(tensors: Any) -> None:
         if tensors:

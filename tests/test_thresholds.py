@@ -20,6 +20,7 @@ import normclip
 from normclip.optim import ClippedSGD
 from normclip.rules import Hard
 from normclip.thresholds import AGC, AdaGC, AutoClip, Threshold, ZClip
+from support.training import by_clipping
 
 NORMS = st.lists(st.floats(0.0, 1e6), min_size=1, max_size=60)
 
@@ -102,16 +103,7 @@ def _gradients(norm: float) -> torch.nn.Parameter:
 
 
 @pytest.mark.parametrize("make", POLICIES)
-@pytest.mark.parametrize(
-    "clip",
-    [
-        lambda weight, rule: normclip.clip_(weight.grad, rule),
-        lambda weight, rule: normclip.clip_grad_norm_([weight], rule=rule),
-        lambda weight, rule: normclip.clip_grads_([weight], rule),
-        lambda weight, rule: normclip.clip_grads_([weight], limits={"rest": rule}, groups={}),
-    ],
-    ids=["clip_", "clip_grad_norm_", "clip_grads_", "clip_grads_ by groups"],
-)
+@by_clipping
 def test_each_call_is_one_step(make: Callable[[], Threshold], clip: Any) -> None:
     rule, twin = make(), make()
     clipped = 0

@@ -10,6 +10,18 @@ from torch import nn
 import normclip
 import normclip.monitor
 
+# Every function that clips the gradient of a weight by a rule.
+by_clipping = pytest.mark.parametrize(
+    "clip",
+    [
+        lambda weight, rule: normclip.clip_(weight.grad, rule),
+        lambda weight, rule: normclip.clip_grad_norm_([weight], rule=rule),
+        lambda weight, rule: normclip.clip_grads_([weight], rule),
+        lambda weight, rule: normclip.clip_grads_([weight], limits={"rest": rule}, groups={}),
+    ],
+    ids=["clip_", "clip_grad_norm_", "clip_grads_", "clip_grads_ by groups"],
+)
+
 
 def small_model() -> nn.Module:
     """A network with the same random parameters each time."""
