@@ -26,7 +26,7 @@ pub unsafe fn apply<M: Map>(tensors: &WritableTensors, map: M, team: Team) -> Ve
 /// # Safety
 /// As for [`apply()`].
 pub unsafe fn apply_each<M: Map>(tensors: &WritableTensors, map_of: impl Fn(usize) -> Option<M> + Sync, team: Team) -> Vec<usize> {
-    let team = team.for_bytes(tensors.bytes()).uninterrupted();
+    let team = team.for_bytes(tensors.bytes());
     let (cut, views) = (tensors.cut(), tensors.views());
     let pieces = cut.pieces();
     let mut changed: Vec<AtomicBool> = room(views.len());

@@ -22,9 +22,9 @@ const WATCH: Duration = Duration::from_millis(100);
 /// How often a thread checks what it waits for before it sleeps: for some tens of microseconds, about the time that waking up takes.
 const SPINS: usize = 2000;
 
-/// Does `work(0..pieces)`, each once, on up to so many threads; the calling thread calls `watch` now and then. If a piece or the watch
-/// unwinds, no more pieces are claimed, and this unwinds with the same payload.
-pub(crate) fn run(threads: NonZero<usize>, watch: Option<fn()>, pieces: usize, work: &(dyn Fn(usize) + Sync)) {
+/// Does `work(0..pieces)`, each once, on up to so many threads; the calling thread looks at the watch after each of its pieces. If a piece
+/// or the watch unwinds, no more pieces are claimed, and this unwinds with the same payload.
+pub(crate) fn run(threads: NonZero<usize>, watch: &mut Watch, pieces: usize, work: &(dyn Fn(usize) + Sync)) {
     let job = Job {
         work,
         pieces,
@@ -43,7 +43,8 @@ pub(crate) fn run(threads: NonZero<usize>, watch: Option<fn()>, pieces: usize, w
     }
 }
 
-/// A function to be called about ten times a second.
+/// A function to be called about ten times a second, and when it was last called. All runs of one reading have one watch, as each may be
+/// shorter than the time between two calls.
 pub(crate) struct Watch(Option<(fn(), Instant)>);
 
 impl Watch {
@@ -77,10 +78,9 @@ struct Job<'a> {
 
 impl Job<'_> {
     /// Claims pieces and does them until none is left. Does not unwind.
-    fn take_part(&self, watch: Option<fn()>) {
+    fn take_part(&self, watch: &mut Watch) {
         let _strict = StrictFloats::enter();
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            let mut watch = Watch::new(watch);
             loop {
                 let piece = self.claimed.fetch_add(1, Ordering::Relaxed);
                 if piece >= self.pieces {
@@ -208,7 +208,7 @@ impl Pool {
                     state.jobs.pop_front();
                 }
                 self.unlock(state);
-                job.take_part(None);
+                job.take_part(&mut Watch::new(None));
                 // The job may be gone as soon as `helping` is 0, so the caller is cloned first.
                 let caller = job.caller.clone();
                 if job.helping.fetch_sub(1, Ordering::Release) == 1 {
@@ -272,7 +272,7 @@ mod tests {
     fn helpers_are_as_many_as_were_wanted_at_once() {
         let most = 12;
         for threads in (1..=most).chain([3, 7, 2, most]).cycle().take(100) {
-            run(NonZero::new(threads).unwrap(), None, 20, &|_| ());
+            run(NonZero::new(threads).unwrap(), &mut Watch::new(None), 20, &|_| ());
         }
         assert!(locked(&pool().state).helpers < most);
     }

@@ -50,14 +50,15 @@ pub fn reduce_each<K: Kernel>(tensors: &Tensors, kernel: K, team: Team, mut take
 /// Calls `read` for each block, on any thread, and `take` with the tensor of the block and what `read` has returned, on this thread and in
 /// order.
 pub(crate) fn each_block<T: Send>(cut: &Cut, team: Team, read: impl Fn(Block) -> T + Sync, mut take: impl FnMut(usize, &T)) {
+    let mut watch = team.watch();
     if team.is_alone() {
-        return team.alone(cut.pieces(), |piece| cut.piece(piece).for_each(|block| take(block.tensor, &read(block))));
+        return Team::alone(cut.pieces(), &mut watch, |piece| cut.piece(piece).for_each(|block| take(block.tensor, &read(block))));
     }
     /// Pieces whose results are kept at a time.
     const ROUND: usize = 512;
     for begin in (0..cut.pieces()).step_by(ROUND) {
         let pieces = ROUND.min(cut.pieces() - begin);
-        let results = team.map(pieces, |piece| {
+        let results = team.map(pieces, &mut watch, |piece| {
             let mut results = Vec::with_capacity(USUAL);
             results.extend(cut.piece(begin + piece).map(|block| (block.tensor, read(block))));
             results

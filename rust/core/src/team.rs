@@ -32,38 +32,40 @@ impl Team {
         Self { threads: NonZero::<usize>::MIN.saturating_add(bytes / SHARE).min(self.threads), ..self }
     }
 
-    /// The same, for work that is not to be given up halfway.
-    #[must_use]
-    pub(crate) fn uninterrupted(self) -> Self {
-        Self { watch: None, ..self }
-    }
-
     /// Whether the calling thread has no helpers, so that [`Team::alone`] may do the work.
     pub(crate) fn is_alone(self) -> bool {
         self.threads.get() == 1
     }
 
+    /// The watch of one reading, from its start to its end.
+    pub(crate) fn watch(self) -> Watch {
+        Watch::new(self.watch)
+    }
+
     /// Does `work(0..pieces)` on the calling thread.
-    pub(crate) fn alone(self, pieces: usize, mut work: impl FnMut(usize)) {
+    pub(crate) fn alone(pieces: usize, watch: &mut Watch, mut work: impl FnMut(usize)) {
         let _strict = StrictFloats::enter();
-        let mut watch = Watch::new(self.watch);
         for piece in 0..pieces {
             work(piece);
             watch.look();
         }
     }
 
-    /// Does `work(0..pieces)`, each once. Pieces are claimed in order.
+    /// Does `work(0..pieces)`, each once and not to be given up halfway. Pieces are claimed in order.
     pub(crate) fn run(self, pieces: usize, work: impl Fn(usize) + Sync) {
-        if self.is_alone() { self.alone(pieces, work) } else { run(self.threads, self.watch, pieces, &work) }
+        self.run_watched(pieces, &mut Watch::new(None), work);
+    }
+
+    fn run_watched(self, pieces: usize, watch: &mut Watch, work: impl Fn(usize) + Sync) {
+        if self.is_alone() { Self::alone(pieces, watch, work) } else { run(self.threads, watch, pieces, &work) }
     }
 
     /// The results of `work(0..pieces)`, in order. Pieces are claimed in order.
-    pub(crate) fn map<T: Send>(self, pieces: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    pub(crate) fn map<T: Send>(self, pieces: usize, watch: &mut Watch, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
         let mut results = room(pieces);
         results.resize_with(pieces, || None);
         let slots = Slots(results.as_mut_ptr());
-        self.run(pieces, |piece| {
+        self.run_watched(pieces, watch, |piece| {
             let result = work(piece);
             // SAFETY: `piece` is below `pieces`, so the slot exists. The piece is claimed by one thread, and nobody else uses its slot until
             // `run` has returned.
@@ -98,12 +100,16 @@ mod tests {
         Team { threads: NonZero::new(threads).unwrap(), isa: Isa::BASELINE, watch: None }
     }
 
+    fn unwatched() -> Watch {
+        Watch::new(None)
+    }
+
     #[test]
     fn results_come_in_order_and_each_piece_is_done_once() {
         for threads in 1..6 {
             for pieces in (0..20).chain([1000]) {
                 let done: Vec<AtomicUsize> = (0..pieces).map(|_| AtomicUsize::new(0)).collect();
-                let results = team(threads).map(pieces, |piece| {
+                let results = team(threads).map(pieces, &mut unwatched(), |piece| {
                     done[piece].fetch_add(1, Ordering::Relaxed);
                     // Early pieces end late.
                     thread::sleep(Duration::from_micros(if piece % 7 == 0 { 300 } else { 0 }));
@@ -117,7 +123,8 @@ mod tests {
 
     #[test]
     fn a_piece_may_be_work_for_a_team() {
-        let sums = team(3).map(8, |piece| team(4).map(5, |inner| piece * inner).into_iter().sum::<usize>());
+        let sums =
+            team(3).map(8, &mut unwatched(), |piece| team(4).map(5, &mut unwatched(), |inner| piece * inner).into_iter().sum::<usize>());
         assert!(sums.into_iter().eq((0..8).map(|piece| 10 * piece)));
     }
 
@@ -129,7 +136,7 @@ mod tests {
         };
         for _ in 0..5 {
             thread::current().unpark();
-            assert_eq!(team(2).map(2, slow), [0, 1]);
+            assert_eq!(team(2).map(2, &mut unwatched(), slow), [0, 1]);
         }
     }
 
@@ -139,7 +146,10 @@ mod tests {
             for caller in 0..4 {
                 scope.spawn(move || {
                     for round in 0..3000 {
-                        assert_eq!(team(2 + caller % 3).map(4, |piece| piece + round), [round, round + 1, round + 2, round + 3]);
+                        assert_eq!(
+                            team(2 + caller % 3).map(4, &mut unwatched(), |piece| piece + round),
+                            [round, round + 1, round + 2, round + 3]
+                        );
                     }
                 });
             }
@@ -152,7 +162,7 @@ mod tests {
             for faulty in [0, 1, 50, 99] {
                 let working = AtomicUsize::new(0);
                 let outcome = catch_unwind(AssertUnwindSafe(|| {
-                    team(threads).map(100, |piece| {
+                    team(threads).map(100, &mut unwatched(), |piece| {
                         working.fetch_add(1, Ordering::SeqCst);
                         thread::sleep(Duration::from_micros(200));
                         working.fetch_sub(1, Ordering::SeqCst);
@@ -164,7 +174,7 @@ mod tests {
                 assert!(panic.downcast_ref::<String>().unwrap().contains("a fault"));
             }
         }
-        assert_eq!(team(4).map(3, |piece| piece), [0, 1, 2], "helpers go on");
+        assert_eq!(team(4).map(3, &mut unwatched(), |piece| piece), [0, 1, 2], "helpers go on");
     }
 
     #[test]
@@ -172,7 +182,7 @@ mod tests {
         let caller = thread::current().id();
         let faulty = AtomicBool::new(false);
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            team(2).map(2, |_| {
+            team(2).map(2, &mut unwatched(), |_| {
                 // Each waits until both are at work, so that one of them is a helper.
                 while thread::current().id() == caller && !faulty.load(Ordering::SeqCst) {
                     thread::yield_now();
@@ -194,10 +204,15 @@ mod tests {
             done.fetch_add(1, Ordering::Relaxed);
             thread::sleep(Duration::from_millis(5));
         };
-        let outcome = catch_unwind(AssertUnwindSafe(|| given_up.map(100_000, work)));
-        assert_eq!(outcome.unwrap_err().downcast_ref(), Some(&"enough"));
-        assert!(done.swap(0, Ordering::Relaxed) < 100_000);
-        assert_eq!(given_up.uninterrupted().map(100, work).len(), 100);
+        for pieces in [100_000, 2] {
+            let outcome = catch_unwind(AssertUnwindSafe(|| {
+                let mut watch = given_up.watch();
+                (0..200_000).step_by(pieces).for_each(|_| given_up.map(pieces, &mut watch, work).clear());
+            }));
+            assert_eq!(outcome.unwrap_err().downcast_ref(), Some(&"enough"));
+            assert!(done.swap(0, Ordering::Relaxed) < 200_000);
+        }
+        given_up.run(100, work);
         assert_eq!(done.into_inner(), 100);
     }
 

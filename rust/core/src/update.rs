@@ -75,7 +75,7 @@ impl Parameters {
 /// # Safety
 /// Nobody else reads or writes parameters and states, and nobody writes gradients, until this returns.
 pub unsafe fn update<U: Update>(parameters: &Parameters, update_of: impl Fn(usize) -> U + Sync, team: Team) {
-    let team = team.for_bytes(parameters.bytes).uninterrupted();
+    let team = team.for_bytes(parameters.bytes);
     let pieces = parameters.cut.pieces();
     team.run(pieces, |piece| {
         // From the end: what the norm has read last is still in cache.
