@@ -94,7 +94,7 @@ fn norms_of_short_lists() {
     check_norms(&short, &ORDERS);
 }
 
-/// Changes fresh tensors by each team: memory and lists of indices must come out alike.
+/// Changes fresh tensors with each team: the memory and the lists of changed tensors must be equal afterwards.
 fn check_map<M: Map>(map: M, make: impl Fn() -> Vec<Tensor>) {
     let change = |team: Team| {
         let tensors = make();
@@ -121,7 +121,7 @@ fn scaling() {
 
 #[test]
 fn every_nan_has_the_same_bits() {
-    /// `quiet` is the bit by which a NaN is, which is the first of the payload.
+    /// `quiet` is the bit that makes a NaN quiet, the highest of its payload.
     fn check<E: Element<Bits: Debug>>(patterns: impl Fn() -> Vec<E>, bits_of: impl Fn(&E) -> u64, nan: u64, quiet: u64) {
         for isa in Isa::available() {
             for coefficient in [0.3, -2.0, 1e-42, 0.0, f64::NAN, -f64::NAN, f64::INFINITY] {
@@ -136,7 +136,7 @@ fn every_nan_has_the_same_bits() {
                     assert!(!expected.is_nan() || found == wanted, "{found:#x} by {coefficient} on {name}, not {wanted:#x}");
                 }
             }
-            // What several NaN may come together in: of parameters, of buffers and of gradients.
+            // Operations in which several NaN may meet: of parameters, of buffers and of gradients.
             let (mut parameters, mut buffer, gradients) = (patterns(), patterns(), patterns().into_iter().rev().collect::<Vec<_>>());
             let sgd = Sgd { coefficient: 1.0, lr: 0.5, momentum: 0.5, dampening: 0.0, nesterov: true, weight_decay: 0.1 };
             sgd.apply(isa, &mut parameters, &mut [&mut buffer], &gradients);
@@ -167,7 +167,7 @@ fn every_half_scales_alike() {
         for isa in Isa::available() {
             let mut halves: Vec<_> = (0..=u16::MAX).map(F16).collect();
             Scale { coefficient }.apply(isa, &mut halves);
-            // NaN too.
+            // NaN as well.
             let agree = |(found, exact): (&F16, &half::f16)| found.0 == exact.to_bits();
             assert!(halves.iter().zip(&expected).all(agree), "by {coefficient} on {}", isa.name());
         }
@@ -178,7 +178,7 @@ fn every_half_scales_alike() {
 fn every_half_widens_alike_in_a_row() {
     for isa in Isa::available() {
         for bits in 0..=u16::MAX {
-            // 32 at once, as the kernels read them: exact, so the sum is too.
+            // 32 lanes, as in the kernels: every value is exact, so the sum is exact.
             let sum = SumOf(Abs).block(&Elements::slice(isa, &[F16(bits); 32])).value();
             let expected = 32.0 * half::f16::from_bits(bits).to_f64().abs();
             assert!(sum == expected || (sum.is_nan() && expected.is_nan()), "{bits:#06x} on {}", isa.name());

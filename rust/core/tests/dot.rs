@@ -18,7 +18,7 @@ fn dtypes() -> impl Strategy<Value = (Dtype, Dtype)> {
     prop_oneof![2 => (select(&REAL), select(&REAL)), 1 => (select(&COMPLEX), select(&COMPLEX))]
 }
 
-/// Checks the products of the pairs as one vector with another.
+/// Checks Σxy, both norms and the cosine of the vectors that the pairs' first and second tensors make, against exact sums.
 fn check(pairs: &[(Tensor, Tensor)], seed: u64) -> Result<(), TestCaseError> {
     let xs: Vec<f64> = pairs.iter().flat_map(|(x, _)| x.parts()).collect();
     let ys: Vec<f64> = pairs.iter().flat_map(|(_, y)| y.parts()).collect();
@@ -30,7 +30,7 @@ fn check(pairs: &[(Tensor, Tensor)], seed: u64) -> Result<(), TestCaseError> {
     let error = (found.xy.value() - exact).abs();
     prop_assert!(error <= 1e-12 * total + 1e-300 || total.is_infinite(), "{} instead of {exact:e}", found.xy.value());
     prop_assert!(is_close(found.xx.norm(), x_norm, 1e-12) && is_close(found.yy.norm(), y_norm, 1e-12));
-    // A norm that is subnormal has few bits, and leaves few to the cosine.
+    // A subnormal norm has few significant bits, so the cosine, which is divided by it, has few correct ones.
     if x_norm.is_normal() && y_norm.is_normal() {
         let (cosine, _) = oracle::dot(&normalized(&xs), &normalized(&ys));
         let cosine = cosine / (norm(&normalized(&xs)) * norm(&normalized(&ys)));
@@ -47,7 +47,7 @@ fn norm(xs: &[f64]) -> f64 {
     squares.root()
 }
 
-/// Times a power of two that makes the largest number about 1.
+/// The numbers multiplied by the power of two that makes the largest of them about 1.
 fn normalized(xs: &[f64]) -> Vec<f64> {
     let largest = xs.iter().fold(0.0f64, |largest, x| largest.max(x.abs()));
     xs.iter().map(|x| oracle::times_power_of_two(*x, -largest.log2() as i32)).collect()
@@ -153,7 +153,7 @@ proptest! {
         let random = &mut Random(seed);
         let anywhere = Magnitudes { low: -1022, high: 1020, ends: false, zeros: 0 };
         let xs: Vec<f64> = (0..len).map(|_| anywhere.draw(random)).collect();
-        // Or where their products are about 1, some of them.
+        // Or such exponents that some of the products are about 1.
         let partner = |x: &f64| if matched && random.below(8) > 0 { (1.0 / x).clamp(-1e300, 1e300) } else { anywhere.draw(random) };
         let ys: Vec<f64> = xs.iter().map(partner).collect();
         let tensor = |parts: &[f64]| Tensor::dense(Dtype::F64, parts.len(), 0).holding(parts);

@@ -54,7 +54,7 @@ fn halves_and_the_midpoints_between_them_round_to_even() {
     for bits in 0..=u16::MAX {
         let value = f16::from_bits(bits).to_f32();
         around(value, check_half);
-        // The largest half's neighbour would be 65536: the midpoint below it is where infinity begins.
+        // The next half after the largest would be 65536. Numbers from the midpoint below it on are rounded to infinity.
         let next = match f16::from_bits(bits.wrapping_add(1)).to_f32() {
             next if next.is_infinite() => 65536f32.copysign(value),
             next => next,
@@ -76,7 +76,7 @@ fn bfloats_and_the_midpoints_between_them_round_to_even() {
 
 #[test]
 fn halves_overflow_at_65520() {
-    // Each f32 from the largest half to beyond the border, and the other ways to be out of range.
+    // Every f32 from the largest half to above that midpoint, and other numbers that are out of the half's range.
     for bits in 65504f32.to_bits()..=65536f32.to_bits() {
         check_half(f32::from_bits(bits));
         check_half(-f32::from_bits(bits));
@@ -91,7 +91,7 @@ fn halves_overflow_at_65520() {
     }
 }
 
-/// By their rank: the integer order of absolute bits is the order of the numbers, infinity above them and NaN on top.
+/// The absolute bits as an integer, which has the order of the absolute values, with infinity above them and NaN above infinity.
 fn check_order<E: Element>(values: &[E]) {
     for (&a, &b) in values.iter().zip(&values[1..]) {
         let (x, y) = (a.wide().abs(), b.wide().abs());
@@ -123,7 +123,7 @@ proptest! {
     fn any_float_rounds_as_half_does(bits: u32) {
         check_half(f32::from_bits(bits));
         check_bfloat(f32::from_bits(bits));
-        // Most floats are out of the half's range: bring the exponent in.
+        // Most f32 are out of the half's range, so the exponent is moved into it.
         check_half(f32::from_bits(bits & 0x8fff_ffff | 0x3000_0000));
     }
 

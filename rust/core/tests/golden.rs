@@ -1,4 +1,4 @@
-//! The bits of every result, as they were committed: another platform, compiler or version must find the same.
+//! The bits of every result are those of `golden.txt`, on every platform and with every compiler.
 //!
 //! Inputs are bit patterns from integer arithmetic alone, so that every platform starts from the same bytes. Each line of `golden.txt` is a
 //! computation, an element type and a digest of all that it has computed. A change that means to change bits runs
@@ -17,7 +17,7 @@ use common::random::Random;
 use common::tensor::Tensor;
 use common::{DTYPES, team, to_read, to_write};
 
-/// Around lanes, rows, gathered pieces and blocks.
+/// Lengths around those of lanes, rows, gathered pieces and blocks.
 const SIZES: [usize; 7] = [0, 1, 31, 33, 300, 1025, BLOCK + 33];
 
 const REAL: [Dtype; 4] = [Dtype::F16, Dtype::Bf16, Dtype::F32, Dtype::F64];
@@ -51,7 +51,7 @@ fn pattern(dtype: Dtype, numbers: Numbers, random: &mut Random) -> u64 {
     let exponent = match numbers {
         Numbers::Ordinary => bias - 8 + random.bits() % 16,
         Numbers::Finite => random.bits() % largest,
-        // One in 500 is not finite, so that sums differ by more than by that.
+        // Only one in 500 is not finite, so that the finite ones matter to the results.
         Numbers::Any if random.bits().is_multiple_of(500) => largest,
         Numbers::Any => random.bits() % largest,
     };
@@ -82,7 +82,7 @@ impl Digest {
     }
 
     fn numbers(self, numbers: impl IntoIterator<Item = f64>) -> Self {
-        // Which NaN a sum is, is not promised.
+        // The bits of a NaN that is a sum are not promised.
         let bits = numbers.into_iter().map(|number| if number.is_nan() { f64::NAN.to_bits() } else { number.to_bits() });
         self.bytes(bits.flat_map(u64::to_le_bytes))
     }
@@ -92,12 +92,12 @@ impl Digest {
     }
 }
 
-/// A list of each kind of numbers.
+/// One list of tensors for each kind of numbers.
 fn lists(dtype: Dtype) -> Vec<Vec<Tensor>> {
     [Numbers::Ordinary, Numbers::Finite, Numbers::Any].map(|numbers| tensors(dtype, numbers, 1)).into()
 }
 
-/// Of each list, and of its tensors short of the large ones.
+/// The results for each list, and for its tensors without the large ones.
 fn norms(lists: &[Vec<Tensor>], order: f64, team: Team) -> u64 {
     let found = lists.iter().flat_map(|tensors| [&tensors[..], &tensors[..SIZES.len() - 1]]);
     Digest::new().numbers(found.map(|tensors| norm(&to_read(tensors), order, team)).collect::<Vec<_>>()).0
@@ -150,7 +150,7 @@ fn steps(dtype: Dtype, momentum: bool, sgd: Sgd, team: Team) -> u64 {
     Digest::new().tensors(xs.iter().chain(&vs)).0
 }
 
-/// All computations of a team, a line each.
+/// All computations with one team, each as a line of the file.
 fn digests(team: Team) -> String {
     let mut lines = String::new();
     let mut line = |what: &str, dtype: &str, digest: u64| writeln!(lines, "{what:<24} {dtype:<20} {digest:016x}").unwrap();

@@ -12,7 +12,7 @@ use common::random::{Magnitudes, Random};
 use common::tensor::Tensor;
 use common::{DTYPES, cases, teams, to_read, to_write};
 
-/// Below the smallest normal f32, above the largest, and common ones.
+/// Factors: below the smallest normal f32, above the largest f32, and common ones.
 const COEFFICIENTS: [f64; 12] = [0.5, -1.0, 0.0, 0.1, 1.0 / 3.0, 1e-7, 1e-30, 1e-39, 1e-46, 1e-200, 1e20, 1e39];
 
 const LIMITS: [f64; 8] = [0.0, 1e-46, 1e-7, 0.1, 1.0, 65519.0, 1e39, f64::INFINITY];
@@ -38,7 +38,7 @@ fn clamped(dtype: Dtype, x: f64, limit: f64) -> f64 {
     if x.abs() > limit { limit.copysign(x) } else { x }
 }
 
-/// Equal down to the sign of zero; one NaN is like another.
+/// Whether both have the same bits, or both are NaN.
 fn same(a: f64, b: f64) -> bool {
     a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan())
 }
@@ -58,7 +58,7 @@ fn check(tensor: &Tensor, map: impl Map, expected: impl Fn(f64) -> f64, seed: u6
     Ok(!changed.is_empty())
 }
 
-/// A tensor of any layout that can be written, now and then with numbers that are not finite.
+/// A tensor of a random layout that can be written. Some tensors hold non-finite numbers.
 fn tensor(dtype: Dtype, dense: bool, offset: usize, random: &mut Random) -> Tensor {
     let tensor = if dense {
         Tensor::dense(dtype, random.below(3000), offset)
@@ -113,7 +113,7 @@ proptest! {
     }
 }
 
-/// Ones, in layouts that are all different, with an empty one between.
+/// Tensors of ones, each of another layout, one of them empty.
 fn ones() -> Vec<Tensor> {
     let tensors = [
         Tensor::dense(Dtype::F32, 100_000, 0),
@@ -150,7 +150,7 @@ fn repeated_tensors_change_once() {
 fn only_tensors_beyond_the_limit_are_listed() {
     for team in teams() {
         let mut tensors = ones();
-        // One element beyond, far into a tensor of several blocks and at the end of a small one.
+        // One element above the limit: far into a tensor of several blocks, and at the end of a small one.
         for (index, place) in [(1, 70_000), (4, 6)] {
             let mut parts = tensors[index].parts();
             parts[place] = -3.0;

@@ -1,4 +1,4 @@
-//! Totals and their merge: exact enough in any order, whole where blocks are of different scales, and kept apart by tensor.
+//! Totals and merging them: within the tolerance in any order, right where blocks have different scales, and one for each tensor.
 
 mod common;
 
@@ -11,7 +11,7 @@ use common::random::{Magnitudes, Random};
 use common::tensor::Tensor;
 use common::{alone, cases, teams, to_read};
 
-/// By twos, as if each half had been summed elsewhere.
+/// Merges pairs of halves, as if each half had been summed on another machine.
 fn merged_by_halves<T: Merge>(totals: &[T]) -> T {
     match totals {
         [] => T::EMPTY,
@@ -106,7 +106,7 @@ proptest! {
 
 #[test]
 fn squares_just_inside_and_outside_of_the_plain_range() {
-    // From the largest numbers down, through both borders of plain summing, to the smallest.
+    // From the largest magnitudes to the smallest, past both limits of the range in which squares are summed unscaled.
     for exponent in -1074..=1023 {
         let x = common::oracle::times_power_of_two(1.0, exponent);
         let block = |values: &[f64]| SumSquares.block(&Elements::slice(Isa::BASELINE, values));

@@ -13,12 +13,12 @@ use common::{DTYPES, ORDERS, alone, cases, teams, to_read};
 
 const TOLERANCE: f64 = 1e-12;
 
-/// Checks the norms of the tensors as one vector.
+/// Checks the norms of the vector that all tensors make together.
 fn check(tensors: &[Tensor], orders: &[f64], seed: u64) -> Result<(), TestCaseError> {
     let dtype = tensors[0].dtype();
     let parts: Vec<f64> = tensors.iter().flat_map(Tensor::parts).collect();
     let list = to_read(tensors);
-    // Which team must not matter; another test file shows that it does not.
+    // Any team will do: tests/bits.rs shows that all give the same bits.
     let teams = teams();
     let team = teams[seed as usize % teams.len()];
     for &order in orders {
@@ -59,7 +59,7 @@ proptest! {
     fn lists(dtype in select(&DTYPES), lens in prop::collection::vec(0..300usize, 1..8), seed: u64) {
         let random = &mut Random(seed);
         let tensor = |len| {
-            // Each tensor of a magnitude of its own, so that totals of different scales merge.
+            // Each tensor has a magnitude of its own, so that totals of different scales are merged.
             let magnitudes = Magnitudes::any(dtype, random);
             Tensor::dense(dtype, len, 0).filled(magnitudes, random)
         };
@@ -80,7 +80,7 @@ proptest! {
         let tensor = Tensor::dense(dtype, len, 0).filled(magnitudes, random);
         let mut parts = tensor.parts();
         for (index, special) in specials {
-            // NaN hides everything else, so half of the cases do without.
+            // A NaN makes every norm NaN, so half of the cases have none.
             let index = index.index(parts.len());
             parts[index] = if special.is_nan() && !nan { f64::INFINITY } else { special };
         }
@@ -88,13 +88,13 @@ proptest! {
     }
 }
 
-/// Lengths around the border of a block, and several blocks.
+/// Lengths around the length of one block, and of several blocks.
 fn check_blocks(dtype: Dtype) {
     for (seed, len) in [(1, 65535), (2, 65536), (3, 65537), (4, 200_000)] {
         let random = &mut Random(seed);
         let (low, high) = Magnitudes::limits(dtype);
         let magnitudes = if len == 65537 { Magnitudes { low, high, ends: true, zeros: 9 } } else { Magnitudes::ORDINARY };
-        // One order each for the kernels that read general powers, which take long.
+        // One order for each kernel of general powers, which are slow.
         let orders = [2.0, 1.0, f64::INFINITY, f64::NEG_INFINITY, 0.0, 3.0, [0.5, 2.5, -1.0, 100.0][seed as usize % 4]];
         let offset = [0, 1][seed as usize % 2];
         check(&[Tensor::dense(dtype, len, offset).filled(magnitudes, random)], &orders, seed).unwrap();
@@ -140,7 +140,7 @@ fn huge_and_tiny_numbers_meet() {
     assert!(is_close(norm_of(&[3e200, 4e200, 1e-200], 2.0), 5e200, 1e-15));
     assert!(is_close(norm_of(&[3e-200, 4e-200, 0.0], 2.0), 5e-200, 1e-15));
     assert!(is_close(norm_of(&[3e-200, 4e-200, 0.0], 3.0), 91f64.cbrt() * 1e-200, 1e-14));
-    // 5 · 2⁻¹⁰⁷⁴, of subnormal numbers alone.
+    // The norm is 5 · 2⁻¹⁰⁷⁴, and all elements are subnormal.
     assert_eq!(norm_of(&[f64::from_bits(3), f64::from_bits(4)], 2.0), f64::from_bits(5));
     let whole = norm(&to_read([&Tensor::dense(Dtype::F32, 4, 0).holding(&[1e38; 4])]), 2.0, alone());
     assert!(is_close(whole, 2.0 * f64::from(1e38f32), 1e-15));
@@ -148,7 +148,7 @@ fn huge_and_tiny_numbers_meet() {
 
 #[test]
 fn like_numbers_of_every_magnitude_merge() {
-    // Blocks of their own, each of which is in range where their total may not be.
+    // Tensors have blocks of their own: the sum of each block is in range, and their total may not be.
     for exponent in -1074..=1000 {
         let x = oracle::times_power_of_two(1.5, exponent);
         let tensors = [0.5, 1.0, 1.0].map(|factor| Tensor::dense(Dtype::F64, 1, 0).holding(&[factor * x]));
@@ -158,7 +158,7 @@ fn like_numbers_of_every_magnitude_merge() {
 
 #[test]
 fn subnormal_and_barely_normal_numbers_meet() {
-    // Blocks of their own, so that totals merge of which one is a plain sum of 10³⁰⁸ and the other is relative to a subnormal number.
+    // Tensors have blocks of their own: one total, an unscaled sum of 10³⁰⁸, is merged with one that is scaled by a subnormal number.
     let tensors = [1e-310, 1.5e-308].map(|x| Tensor::dense(Dtype::F64, 1, 0).holding(&[x]));
     let exact = 1e-310 / (1.0 + 1e-310 / 1.5e-308);
     assert!(is_close(norm(&to_read(&tensors), -1.0, alone()), exact, TOLERANCE));
@@ -179,7 +179,7 @@ fn nothing_and_only_infinities() {
         };
         for order in ORDERS {
             let expected = if order == 0.0 { 3.0 } else { f64::INFINITY };
-            // Of negative order too: an infinity adds nothing to the sum, and nothing to the power of −1 is infinite.
+            // For negative orders, each infinity adds 0 to the sum, and a sum of 0 has an infinite inverse power.
             assert_eq!(norm(&to_read([&tensor]), order, alone()), expected, "order {order} of {}", dtype.name());
             assert_eq!(norm(&to_read([&tensor, &tensor, &Tensor::dense(dtype, 0, 0)]), order, alone()), expected, "order {order}");
         }

@@ -11,7 +11,7 @@ use proptest::sample::{Index, select};
 use common::cases;
 use common::tensor::offsets;
 
-/// 64 of the widest elements below.
+/// The bytes of the common memory: 64 of the widest elements below.
 const MEMORY: i64 = 512;
 
 /// A tensor in the common memory.
@@ -56,7 +56,7 @@ impl Part {
         self.dtype == other.dtype && sorted(self) == sorted(other)
     }
 
-    /// The same elements, the other way round.
+    /// The same elements, with the dimensions in opposite order and read backwards.
     fn reversed(&self) -> Self {
         let last: i64 = self.shape.iter().zip(&self.strides).map(|(size, stride)| (size - 1).max(0) * stride).sum();
         Self {
@@ -67,7 +67,7 @@ impl Part {
         }
     }
 
-    /// A description alone: nothing is read or written through it.
+    /// A view that is only looked at: nothing is read or written through it.
     fn view(&self, memory: &mut [u8]) -> View {
         // SAFETY: all elements lie in the memory, by construction of the origin.
         unsafe {
@@ -80,7 +80,7 @@ impl Part {
 fn part() -> impl Strategy<Value = Part> {
     let dims = prop::collection::vec((0..=4i64, -6..=6i64), 0..=3);
     (select(&[Dtype::F16, Dtype::F32, Dtype::C64]), dims, any::<bool>(), any::<Index>()).prop_map(|(dtype, dims, whole, place)| {
-        // Empty tensors are interesting now and then only.
+        // A few empty tensors suffice.
         let (shape, strides): (Vec<i64>, Vec<i64>) =
             dims.into_iter().map(|(size, stride)| (if whole { size.max(1) } else { size }, stride)).unzip();
         let size = dtype.size() as i64;
@@ -88,13 +88,13 @@ fn part() -> impl Strategy<Value = Part> {
             shape.iter().zip(&strides).map(|(size, stride)| (size - 1).max(0) * (sign * stride).max(0)).sum::<i64>() * size
         };
         let (before, after) = (reach(-1), reach(1) + size);
-        // At any byte.
+        // The first element may be at any byte.
         let origin = before + place.index((MEMORY - before - after + 1) as usize) as i64;
         Part { dtype, shape, strides, origin }
     })
 }
 
-/// Two or three tensors, sometimes with one of them again in another description.
+/// Two or three tensors. Sometimes one of them is listed again, described by other shapes and strides.
 fn parts() -> impl Strategy<Value = Vec<Part>> {
     (prop::collection::vec(part(), 1..=3), any::<Option<Index>>()).prop_map(|(mut parts, again)| {
         if let Some(again) = again {
@@ -176,7 +176,7 @@ fn large_strided_tensors_are_told_apart_by_their_strides() {
     let planes = |k: i64| part(k, &[1 << 10, 1 << 10, 1 << 10], &[1 << 30, 1 << 15, 8]);
     assert_eq!(check((0..8).map(planes).collect()), Ok(()), "every eighth");
     assert!(check((0..9).map(planes).collect()).is_err());
-    // The widest strides differ, and the one has odd elements, the other even ones.
+    // The largest strides differ, and one tensor has the odd elements, the other the even ones.
     assert_eq!(check(vec![part(0, &[1 << 20, 50], &[100, 2]), part(1, &[1 << 20, 51], &[102, 2])]), Ok(()));
     assert!(check(vec![part(0, &[1 << 20, 50], &[100, 2]), part(1, &[1 << 20, 51], &[103, 2])]).is_err());
 }
@@ -190,7 +190,7 @@ fn a_tensor_may_be_listed_many_times() {
 
 #[test]
 fn elements_without_memory_are_refused() {
-    // SAFETY: refused, or without elements.
+    // SAFETY: the view is refused, or has no elements.
     let null = |shape: &[i64], strides: Option<&[i64]>| unsafe { View::new(ptr::null_mut(), Dtype::F32, shape, strides) };
     assert_eq!(null(&[], None), Err(Problem::NullData), "a scalar has one element");
     assert_eq!(null(&[2, 3], Some(&[1, 2])), Err(Problem::NullData));

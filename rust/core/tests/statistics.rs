@@ -54,7 +54,7 @@ proptest! {
         prop_assert!(is_close(found.l2(), norm(&list, 2.0, alone()), tolerance));
         prop_assert!(Moments::from_array(found.to_array()) == found || found.l1().is_nan());
 
-        // As if the tensor were another, without what is not finite.
+        // The statistics are those of the same tensor with its non-finite elements replaced by 0.
         for element in parts.chunks_mut(dtype.parts()) {
             if element.iter().any(|x| !x.is_finite()) {
                 element.fill(0.0);
@@ -76,7 +76,7 @@ fn derived_figures() {
     assert_eq!((found.rms(), found.mean_abs()), (2.5, 1.75));
     assert!(is_close(found.sign_cosine(), 7.0 / (2f64.sqrt() * 5.0), 1e-15));
     assert!(is_close(found.density(), 49.0 / (4.0 * 25.0), 1e-15));
-    // All alike: as dense as can be, at the ends of the range too.
+    // Elements of equal absolute values have the greatest density, 1, at both ends of the range, too.
     for x in [1.0, 1e-320, 1e-200, 1e300] {
         assert!(is_close(of(&[x, -x, x]).density(), 1.0, 1e-15) && is_close(of(&[x, -x, x]).sign_cosine(), 1.0, 1e-15));
     }

@@ -1,4 +1,4 @@
-//! Many callers at once, pools that grow, and children that were forked.
+//! Several callers at the same time, pools that grow, and forked processes.
 
 mod common;
 
@@ -31,7 +31,7 @@ fn callers_do_not_disturb_each_other() {
                 for round in 0..6 {
                     let team = team(1 + (caller as usize + round) % 8, alone().isa);
                     assert_eq!(norm(&list, 2.0, team), expected);
-                    // Doubled and halved: exact.
+                    // Doubling and halving are exact.
                     for (coefficient, factor) in [(2.0, 2.0), (0.5, 1.0)] {
                         // SAFETY: the tensor is this thread's own.
                         assert_eq!(unsafe { apply(&list, Scale { coefficient }, team) }, [0]);
@@ -55,18 +55,18 @@ fn callers_may_read_the_same() {
     });
 }
 
-/// Work that nobody finishes before everybody has begun.
+/// Work that no thread finishes before all have begun.
 #[derive(Clone, Copy)]
 struct Meeting {
-    /// What [`BEGUN`] comes to when all are there.
+    /// The value of [`BEGUN`] when all threads have begun.
     complete: usize,
 }
 
-/// For one meeting at a time; a child has its own.
+/// The threads that have begun. One test uses it at a time; a forked process has its own.
 static BEGUN: AtomicUsize = AtomicUsize::new(0);
 
 impl Map for Meeting {
-    /// Whether somebody has not come.
+    /// Whether a thread has not begun.
     fn apply<E: Element>(self, _isa: Isa, _elements: &mut [E]) -> bool {
         let start = Instant::now();
         BEGUN.fetch_add(1, Ordering::SeqCst);
@@ -79,7 +79,7 @@ impl Map for Meeting {
 
 /// Fails unless so many threads work at the same time.
 fn all_join(threads: usize) {
-    // A mebibyte for each, so that all are wanted.
+    // One mebibyte for each thread, so that all are asked to help.
     let tensor = Tensor::dense(Dtype::F64, 2 * threads * BLOCK, 0);
     let meeting = Meeting { complete: BEGUN.load(Ordering::SeqCst) + threads };
     // SAFETY: the tensor is this thread's own, and nothing is changed.
@@ -98,7 +98,7 @@ fn the_number_of_threads_may_change() {
     }
 }
 
-/// Forking by hand: the standard library knows children only that run another program.
+/// Forks a process. The standard library only starts processes that run another program.
 #[cfg(unix)]
 mod forked {
     use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -158,7 +158,7 @@ mod forked {
         let tensor = large(3);
         let expected = norm(&to_read([&tensor]), 2.0, alone());
         compute(&tensor, expected);
-        // And a grandchild, whose parent has a pool of its own by then.
+        // A process forked by a forked process, which has a pool of its own by then.
         in_child(|| {
             compute(&tensor, expected);
             all_join(4);
@@ -188,7 +188,7 @@ mod forked {
                 });
             }
             let outcome = catch_unwind(AssertUnwindSafe(|| (0..10).for_each(|_| in_child(|| compute(&tensor, expected)))));
-            // The scope waits for its threads, so they must hear of a failure too.
+            // The scope waits for its threads, so these have to learn of a failure as well.
             done.store(true, Ordering::Relaxed);
             outcome.unwrap();
         });

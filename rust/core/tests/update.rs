@@ -30,10 +30,10 @@ fn step(triples: &[Triple], sgd: Sgd, team: Team) {
     unsafe { update(&parameters(triples), move |_| sgd, team) };
 }
 
-/// The new parameter and the new buffer.
+/// The formula for one element: the new parameter and the new buffer.
 fn expected(dtype: Dtype, sgd: Sgd, [x, v, g]: [f64; 3], momentum: bool) -> [f64; 2] {
     let Sgd { coefficient, lr, momentum: mu, dampening, nesterov, weight_decay } = sgd;
-    // Each operation in the type to compute in, f32 for halves.
+    // Each operation is rounded to the type in which the update is computed, f32 for 16-bit types.
     let half = matches!(dtype, Dtype::F16 | Dtype::Bf16);
     let r = |value: f64| if half { f64::from(value as f32) } else { value };
     let add = |a: f64, b: f64| if half { f64::from(a as f32 + b as f32) } else { a + b };
@@ -109,7 +109,7 @@ proptest! {
     }
 }
 
-/// Of several blocks and of parts of one, in and out of step.
+/// Shapes and strides of several blocks and of a part of one. Parameters and gradients may have different strides.
 fn model(random: &mut Random) -> Vec<Triple> {
     let mut triples = Vec::new();
     for dtype in REAL {

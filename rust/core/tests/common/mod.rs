@@ -1,4 +1,4 @@
-//! What the tests share: tensors in memory of their own, and an oracle for them that has nothing of the crate but its types.
+//! What the tests share: tensors that own their memory, and an oracle that shares no code with the crate but its types.
 #![allow(dead_code, reason = "each test file is a crate and takes what it needs")]
 
 pub(crate) mod oracle;
@@ -14,19 +14,19 @@ use tensor::Tensor;
 
 pub(crate) const DTYPES: [Dtype; 6] = [Dtype::F16, Dtype::Bf16, Dtype::F32, Dtype::F64, Dtype::C64, Dtype::C128];
 
-/// Orders of all kinds: with a kernel of their own, small, large, broken and negative.
+/// Orders of all kinds: those with a kernel of their own, small, large, fractional and negative ones.
 pub(crate) const ORDERS: [f64; 14] = [2.0, 1.0, f64::INFINITY, f64::NEG_INFINITY, 0.0, 3.0, 4.0, 0.5, 2.5, -1.0, -2.0, 10.0, 100.0, 1000.0];
 
 pub(crate) fn team(threads: usize, isa: Isa) -> Team {
     Team { threads: NonZero::new(threads).unwrap(), isa, watch: None }
 }
 
-/// Every instruction set with every number of threads that makes a difference: none to help, one, an odd number, more than there are cores.
+/// Every instruction set with 1 thread, 2, an odd number, and more threads than there are cores.
 pub(crate) fn teams() -> Vec<Team> {
     Isa::available().into_iter().flat_map(|isa| [1, 2, 3, 8].map(|threads| team(threads, isa))).collect()
 }
 
-/// The fastest set, on the calling thread.
+/// The calling thread alone, with the fastest instruction set.
 pub(crate) fn alone() -> Team {
     team(1, *Isa::available().last().unwrap())
 }

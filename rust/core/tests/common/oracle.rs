@@ -1,4 +1,4 @@
-//! Norms the slow and certain way.
+//! Norms by slow, simple and exact arithmetic.
 
 use normclip_core::Dtype;
 
@@ -33,7 +33,7 @@ pub(crate) fn norm(dtype: Dtype, parts: &[f64], order: f64) -> f64 {
     }
 }
 
-/// (Σx^p)^(1/p), relative to the term that is worth most.
+/// (Σx^p)^(1/p), with all terms divided by the largest.
 fn power_norm(moduli: &[f64], order: f64) -> f64 {
     let scale = if order > 0.0 { largest(moduli) } else { smallest(moduli) };
     if scale == 0.0 || scale == f64::INFINITY {
@@ -58,7 +58,8 @@ fn smallest(moduli: &[f64]) -> f64 {
     moduli.iter().copied().fold(f64::INFINITY, f64::min)
 }
 
-/// The promise: within 1e-12 of the exact value, as far as an f64 can be. Infinite and NaN where that is.
+/// Whether a result is within the relative tolerance of the exact value, or within the smallest subnormal number of it, or infinite or NaN
+/// as it is.
 pub(crate) fn is_close(found: f64, exact: f64, tolerance: f64) -> bool {
     let smallest_subnormal = f64::from_bits(1);
     found == exact || (found.is_nan() && exact.is_nan()) || (found - exact).abs() <= tolerance * exact.abs() + smallest_subnormal
@@ -97,7 +98,7 @@ impl Exact {
         self.add_at(u128::from(x) * u128::from(y), x_exponent + y_exponent);
     }
 
-    /// What this sum is more than the other, which is not larger.
+    /// This sum minus the other, which is not larger.
     fn minus(&self, other: &Self) -> Self {
         let mut words = self.words;
         let mut borrow = false;
@@ -128,20 +129,20 @@ impl Exact {
         }
     }
 
-    /// The nearest f64, give or take its last bit.
+    /// The value as an f64, within one unit in the last place.
     pub(crate) fn value(&self) -> f64 {
         let (mantissa, exponent) = self.leading();
         times_power_of_two(mantissa, exponent)
     }
 
-    /// The square root, give or take its last bit.
+    /// The square root as an f64, within one unit in the last place.
     pub(crate) fn root(&self) -> f64 {
         let (mantissa, exponent) = self.leading();
-        // The exponent is even: it counts in words from an even number.
+        // The exponent is even, as words have 64 bits and the lowest unit is an even power of 2.
         times_power_of_two(mantissa.sqrt(), exponent / 2)
     }
 
-    /// The first words as mantissa · 2^exponent.
+    /// The highest words as mantissa · 2^exponent.
     fn leading(&self) -> (f64, i32) {
         let top = self.words.iter().rposition(|word| *word != 0).unwrap_or(0).max(2);
         let mantissa = self.words[top - 2..=top].iter().rev().fold(0.0, |high, word| high * 2f64.powi(64) + *word as f64);
@@ -149,7 +150,7 @@ impl Exact {
     }
 }
 
-/// Σxy and Σ|xy|, each within its last bits.
+/// Σxy and Σ|xy|, each within a few units in the last place.
 pub(crate) fn dot(xs: &[f64], ys: &[f64]) -> (f64, f64) {
     let (mut up, mut down, mut all) = (Exact::default(), Exact::default(), Exact::default());
     for (&x, &y) in xs.iter().zip(ys) {

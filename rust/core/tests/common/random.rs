@@ -2,7 +2,7 @@
 
 use normclip_core::Dtype;
 
-/// SplitMix64.
+/// A generator of random numbers: SplitMix64.
 pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
@@ -21,7 +21,7 @@ impl Random {
         low + self.below((high - low + 1) as usize) as i32
     }
 
-    /// In [0, 1).
+    /// A random number in [0, 1).
     pub(crate) fn unit(&mut self) -> f64 {
         (self.bits() >> 11) as f64 / (1u64 << 53) as f64
     }
@@ -46,7 +46,7 @@ impl Random {
         (shape, strides)
     }
 
-    /// Strides that reach no element twice: rows with gaps between, in any order and direction.
+    /// Strides by which no two indices have the same address: dimensions in any order and direction, with gaps.
     pub(crate) fn strides(&mut self, shape: &[i64]) -> Vec<i64> {
         let mut axes: Vec<usize> = (0..shape.len()).collect();
         self.shuffle(&mut axes);
@@ -60,14 +60,14 @@ impl Random {
     }
 }
 
-/// The exponents of 2 between which values lie.
+/// The range of the magnitudes of random values, as exponents of 2.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Magnitudes {
     pub(crate) low: i32,
     pub(crate) high: i32,
-    /// Only the two ends, nothing between.
+    /// Whether only the smallest and the largest exponent are drawn.
     pub(crate) ends: bool,
-    /// One of so many values is zero; 0 for none.
+    /// One of so many values is zero; if 0, none is.
     pub(crate) zeros: usize,
 }
 
@@ -81,7 +81,7 @@ impl Magnitudes {
             Dtype::Bf16 => (-133, 127),
             Dtype::F32 | Dtype::C64 => (-149, 127),
             Dtype::F64 => (-1074, 1000),
-            // The absolute value of a subnormal pair is a subnormal f64, and has few bits.
+            // The absolute value of a complex number of subnormal parts is a subnormal f64, which has few significant bits.
             Dtype::C128 => (-1000, 1000),
         }
     }
@@ -109,7 +109,7 @@ impl Magnitudes {
             false => random.within(self.low, self.high),
         };
         let sign = if random.below(2) == 0 { 1.0 } else { -1.0 };
-        // Short of 2, lest rounding carries the largest to infinity.
+        // Less than 2, as rounding could otherwise make the largest numbers infinite.
         let mantissa = sign * (1.0 + 0.99 * random.unit());
         super::oracle::times_power_of_two(mantissa, exponent)
     }

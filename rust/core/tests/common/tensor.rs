@@ -15,12 +15,12 @@ pub(crate) struct Tensor {
     dtype: Dtype,
     shape: Vec<i64>,
     strides: Vec<i64>,
-    /// Where the element with all indices 0 lies.
+    /// The offset of the element whose indices are all 0.
     origin: usize,
 }
 
 impl Tensor {
-    /// With strides in elements, `offset` bytes off from alignment and from the start of the memory.
+    /// A tensor with strides in elements. Its memory begins `offset` bytes after an aligned address.
     pub(crate) fn strided(dtype: Dtype, shape: &[i64], strides: &[i64], offset: usize) -> Self {
         let reach = |sign: i64| -> i64 {
             shape.iter().zip(strides).map(|(size, stride)| (size - 1).max(0) * (sign * stride).max(0)).sum::<i64>() * dtype.size() as i64
@@ -35,7 +35,7 @@ impl Tensor {
         Self { memory, heap, dtype, shape: shape.to_vec(), strides: strides.to_vec(), origin: offset + before }
     }
 
-    /// One element after the other.
+    /// A contiguous tensor.
     pub(crate) fn dense(dtype: Dtype, len: usize, offset: usize) -> Self {
         Self::strided(dtype, &[len as i64], &[1], offset)
     }
@@ -79,7 +79,7 @@ impl Tensor {
         unsafe { View::new(self.memory.add(self.origin), self.dtype, &self.shape, Some(&self.strides)).unwrap() }
     }
 
-    /// The same memory described otherwise: dimensions in opposite order, each of them read backwards.
+    /// The same elements described by other strides: dimensions in opposite order, each of them backwards.
     pub(crate) fn view_reversed(&self) -> View {
         let last: i64 = self.shape.iter().zip(&self.strides).map(|(size, stride)| (size - 1).max(0) * stride).sum();
         let origin = self.origin as i64 + last * self.dtype.size() as i64;
@@ -108,7 +108,7 @@ impl Tensor {
         }
     }
 
-    /// Where each element lies.
+    /// The offset of each element.
     pub(crate) fn offsets(&self) -> Vec<usize> {
         offsets(self.dtype, &self.shape, &self.strides, self.origin as i64)
     }
@@ -178,7 +178,7 @@ unsafe impl Send for Tensor {}
 // SAFETY: it is only written through views, by tests that let nobody else read meanwhile.
 unsafe impl Sync for Tensor {}
 
-/// The address of each element, in bytes, counted in the plainest way.
+/// The offset of each element in bytes, computed index by index.
 pub(crate) fn offsets(dtype: Dtype, shape: &[i64], strides: &[i64], origin: i64) -> Vec<usize> {
     let size = dtype.size() as i64;
     let mut offsets = vec![origin];
