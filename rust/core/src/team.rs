@@ -4,7 +4,7 @@ use std::num::NonZero;
 
 use crate::error::room;
 use crate::isa::Isa;
-use crate::pool::{Watch, run};
+use crate::pool::{Lender, Watch, run};
 use crate::strict::StrictFloats;
 
 /// How many threads compute, and on which instruction set.
@@ -14,6 +14,8 @@ pub struct Team {
     pub threads: NonZero<usize>,
     /// The instruction set of the kernels.
     pub isa: Isa,
+    /// Whose threads help; helpers of this crate's own if nobody's.
+    pub lender: Option<Lender>,
     /// Called on the calling thread about ten times a second while it reads. To give up, it unwinds by `resume_unwind`, which reaches the
     /// caller when no helper works any more. Work that writes does not call it, so that no tensor is left half-changed.
     pub watch: Option<fn()>,
@@ -57,7 +59,7 @@ impl Team {
     }
 
     fn run_watched(self, pieces: usize, watch: &mut Watch, work: impl Fn(usize) + Sync) {
-        if self.is_alone() { Self::alone(pieces, watch, work) } else { run(self.threads, watch, pieces, &work) }
+        if self.is_alone() { Self::alone(pieces, watch, work) } else { run(self.threads, self.lender, watch, pieces, &work) }
     }
 
     /// The results of `work(0..pieces)`, in order. Pieces are claimed in order.
@@ -97,7 +99,7 @@ mod tests {
     use super::*;
 
     fn team(threads: usize) -> Team {
-        Team { threads: NonZero::new(threads).unwrap(), isa: Isa::BASELINE, watch: None }
+        Team { threads: NonZero::new(threads).unwrap(), isa: Isa::BASELINE, lender: None, watch: None }
     }
 
     fn unwatched() -> Watch {

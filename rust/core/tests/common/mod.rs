@@ -18,7 +18,7 @@ pub(crate) const DTYPES: [Dtype; 6] = [Dtype::F16, Dtype::Bf16, Dtype::F32, Dtyp
 pub(crate) const ORDERS: [f64; 14] = [2.0, 1.0, f64::INFINITY, f64::NEG_INFINITY, 0.0, 3.0, 4.0, 0.5, 2.5, -1.0, -2.0, 10.0, 100.0, 1000.0];
 
 pub(crate) fn team(threads: usize, isa: Isa) -> Team {
-    Team { threads: NonZero::new(threads).unwrap(), isa, watch: None }
+    Team { threads: NonZero::new(threads).unwrap(), isa, lender: None, watch: None }
 }
 
 /// Every instruction set with every number of threads that makes a difference: none to help, one, an odd number, more than there are cores.
