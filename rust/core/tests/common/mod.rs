@@ -6,6 +6,7 @@ pub(crate) mod random;
 pub(crate) mod tensor;
 
 use std::num::NonZero;
+use std::thread;
 
 use normclip_core::{Dtype, Isa, Team, Tensors, WritableTensors};
 use proptest::prelude::ProptestConfig;
@@ -21,9 +22,22 @@ pub(crate) fn team(threads: usize, isa: Isa) -> Team {
     Team { threads: NonZero::new(threads).unwrap(), isa, lender: None, watch: None }
 }
 
-/// Every instruction set with every number of threads that makes a difference: none to help, one, an odd number, more than there are cores.
+/// Every instruction set with every number of threads that makes a difference: none to help, one, an odd number, more than there are cores;
+/// and with threads that are lent.
 pub(crate) fn teams() -> Vec<Team> {
-    Isa::available().into_iter().flat_map(|isa| [1, 2, 3, 8].map(|threads| team(threads, isa))).collect()
+    let helped = |isa| [1, 2, 3, 8].map(|threads| team(threads, isa));
+    Isa::available().into_iter().flat_map(|isa| helped(isa).into_iter().chain([lent(3, isa)])).collect()
+}
+
+/// With threads of another library's.
+pub(crate) fn lent(threads: usize, isa: Isa) -> Team {
+    let lend = |threads: NonZero<usize>, work: &(dyn Fn() + Sync)| {
+        thread::scope(|scope| {
+            (1..threads.get()).for_each(|_| drop(scope.spawn(work)));
+            work();
+        });
+    };
+    Team { lender: Some(lend), ..team(threads, isa) }
 }
 
 /// The fastest set, on the calling thread.
