@@ -8,6 +8,8 @@
 //! producer · moments                  how objects give access to their memory; the class `Moments`
 //! compute                             calls of the core, in IEEE arithmetic
 //! dlpack · names · figures · threads  C structs; objects in errors; figures of moments; threads and instruction sets
+//! lent                                torch's threads
+//! process                             what holds for one process, and not for its children
 //! ```
 //!
 //! A module uses those in the rows below its own.
@@ -19,9 +21,11 @@ mod dot;
 mod extract;
 mod figures;
 mod intake;
+mod lent;
 mod list;
 mod moments;
 mod names;
+mod process;
 mod producer;
 mod step;
 mod threads;
@@ -55,8 +59,10 @@ mod _core {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        super::process::begin();
         // A wrong NORMCLIP_ISA or NORMCLIP_NUM_THREADS is an error now, not in the middle of a training run.
-        super::threads::team(module.py())?;
+        set_num_threads(None)?;
+        isa()?;
         let py = module.py();
         module.add("FIGURES", PyTuple::new(py, super::figures::FIGURES.iter().map(|(name, _)| name))?)?;
         module.add("MOMENTS", PyTuple::new(py, normclip_core::Moments::NUMBERS)?)?;

@@ -44,6 +44,7 @@ pub use isa::{Isa, IsaError, Op};
 pub use moments::{Largest, Merge, Moments, Smallest, Squares, Sum, merged};
 pub use norm::{hard_coefficient, nonfinite, norm};
 pub use overlap::{Repetition, repetitions, writable_repetitions};
+pub use pool::Lender;
 pub use reduce::{reduce, reduce_all, reduce_each};
 pub use simd::Simd;
 pub use strict::strict;

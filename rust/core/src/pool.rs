@@ -1,8 +1,9 @@
-//! Threads: a job is claimed piece by piece.
+//! Threads: a job is claimed piece by piece, so that who claims more does more, and results do not depend on who it was.
 //!
-//! The calling thread always works, and helpers join it when they wake. It waits for those that have joined, and not for helpers that wake
-//! too late: where another library's threads keep a core busy, the caller does more of the work itself. However a job ends, by a panic
-//! too, no thread works on it after [`run`] has returned, so the work may borrow from the caller's stack.
+//! The calling thread always works. Others that work with it come from a [`Lender`], or are helpers of this module's own pool, which join
+//! when they wake. The caller waits for helpers that have joined, and not for those that wake too late: where another program keeps a core
+//! busy, it does more of the work itself. However a job ends, by a panic too, no thread works on it after [`run`] has returned, so the work
+//! may borrow from the caller's stack.
 
 use std::any::Any;
 use std::collections::VecDeque;
@@ -22,9 +23,13 @@ const WATCH: Duration = Duration::from_millis(100);
 /// How often a thread checks what it waits for before it sleeps: for some tens of microseconds, about the time that waking up takes.
 const SPINS: usize = 2000;
 
-/// Does `work(0..pieces)`, each once, on up to so many threads; the calling thread looks at the watch after each of its pieces. If a piece
-/// or the watch unwinds, no more pieces are claimed, and this unwinds with the same payload.
-pub(crate) fn run(threads: NonZero<usize>, watch: &mut Watch, pieces: usize, work: &(dyn Fn(usize) + Sync)) {
+/// Lends threads of another library: calls the function on up to so many threads at once, of which the calling thread is one, and returns
+/// when every call has returned. The function does not unwind, and may be called any number of times.
+pub type Lender = fn(NonZero<usize>, &(dyn Fn() + Sync));
+
+/// Does `work(0..pieces)`, each once, on up to so many threads, those of the lender if there is one; the calling thread looks at the watch
+/// after each of its pieces. If a piece or the watch unwinds, no more pieces are claimed, and this unwinds with the same payload.
+pub(crate) fn run(threads: NonZero<usize>, lender: Option<Lender>, watch: &mut Watch, pieces: usize, work: &(dyn Fn(usize) + Sync)) {
     let job = Job {
         work,
         pieces,
@@ -34,8 +39,15 @@ pub(crate) fn run(threads: NonZero<usize>, watch: &mut Watch, pieces: usize, wor
         panic: Mutex::new(None),
     };
     let helpers = threads.get().min(pieces).saturating_sub(1);
-    // Without helpers (none wanted, or the system refuses to start threads) the caller does it all.
-    let shared = (helpers > 0).then(|| Shared::new(pool(), &job, helpers));
+    let shared = match lender {
+        _ if helpers == 0 => None,
+        Some(lend) => {
+            job.do_on_lent(lend, helpers, watch);
+            None
+        }
+        None => Some(Shared::new(pool(), &job, helpers)),
+    };
+    // Without helpers (none wanted, or the system refuses to start threads) the caller does it all; after a lender, what was left undone.
     job.take_part(watch);
     drop(shared);
     if let Some(panic) = locked(&job.panic).take() {
@@ -94,6 +106,18 @@ impl Job<'_> {
             self.claimed.store(self.pieces, Ordering::Relaxed);
             locked(&self.panic).get_or_insert(panic);
         }
+    }
+
+    /// Does pieces until none is left, on threads of the lender.
+    fn do_on_lent(&self, lend: Lender, helpers: usize, watch: &mut Watch) {
+        let watch = Mutex::new(watch);
+        lend(NonZero::<usize>::MIN.saturating_add(helpers), &|| {
+            if thread::current().id() == self.caller.id() {
+                self.take_part(&mut locked(&watch));
+            } else {
+                self.take_part(&mut Watch::new(None));
+            }
+        });
     }
 }
 
@@ -272,7 +296,7 @@ mod tests {
     fn helpers_are_as_many_as_were_wanted_at_once() {
         let most = 12;
         for threads in (1..=most).chain([3, 7, 2, most]).cycle().take(100) {
-            run(NonZero::new(threads).unwrap(), &mut Watch::new(None), 20, &|_| ());
+            run(NonZero::new(threads).unwrap(), None, &mut Watch::new(None), 20, &|_| ());
         }
         assert!(locked(&pool().state).helpers < most);
     }

@@ -4,7 +4,7 @@ use std::num::NonZero;
 
 use crate::error::room;
 use crate::isa::Isa;
-use crate::pool::{Watch, run};
+use crate::pool::{Lender, Watch, run};
 use crate::strict::StrictFloats;
 
 /// How many threads compute, and on which instruction set.
@@ -14,6 +14,8 @@ pub struct Team {
     pub threads: NonZero<usize>,
     /// The instruction set of the kernels.
     pub isa: Isa,
+    /// Whose threads help; helpers of this crate's own if nobody's.
+    pub lender: Option<Lender>,
     /// Called on the calling thread about ten times a second while it reads. To give up, it unwinds by `resume_unwind`, which reaches the
     /// caller when no helper works any more. Work that writes does not call it, so that no tensor is left half-changed.
     pub watch: Option<fn()>,
@@ -57,7 +59,7 @@ impl Team {
     }
 
     fn run_watched(self, pieces: usize, watch: &mut Watch, work: impl Fn(usize) + Sync) {
-        if self.is_alone() { Self::alone(pieces, watch, work) } else { run(self.threads, watch, pieces, &work) }
+        if self.is_alone() { Self::alone(pieces, watch, work) } else { run(self.threads, self.lender, watch, pieces, &work) }
     }
 
     /// The results of `work(0..pieces)`, in order. Pieces are claimed in order.
@@ -90,14 +92,28 @@ unsafe impl<T: Send> Sync for Slots<T> {}
 #[cfg(test)]
 mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+    use std::sync::Mutex;
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-    use std::thread;
+    use std::thread::{self, ThreadId};
     use std::time::Duration;
 
     use super::*;
 
     fn team(threads: usize) -> Team {
-        Team { threads: NonZero::new(threads).unwrap(), isa: Isa::BASELINE, watch: None }
+        Team { threads: NonZero::new(threads).unwrap(), isa: Isa::BASELINE, lender: None, watch: None }
+    }
+
+    /// Lends threads that it starts for the occasion.
+    fn lend(threads: NonZero<usize>, work: &(dyn Fn() + Sync)) {
+        thread::scope(|scope| {
+            (1..threads.get()).for_each(|_| drop(scope.spawn(work)));
+            work();
+        });
+    }
+
+    /// With helpers, and with threads that are lent.
+    fn teams(threads: usize) -> [Team; 2] {
+        [team(threads), Team { lender: Some(lend), ..team(threads) }]
     }
 
     fn unwatched() -> Watch {
@@ -106,10 +122,10 @@ mod tests {
 
     #[test]
     fn results_come_in_order_and_each_piece_is_done_once() {
-        for threads in 1..6 {
+        for team in (1..6).flat_map(teams) {
             for pieces in (0..20).chain([1000]) {
                 let done: Vec<AtomicUsize> = (0..pieces).map(|_| AtomicUsize::new(0)).collect();
-                let results = team(threads).map(pieces, &mut unwatched(), |piece| {
+                let results = team.map(pieces, &mut unwatched(), |piece| {
                     done[piece].fetch_add(1, Ordering::Relaxed);
                     // Early pieces end late.
                     thread::sleep(Duration::from_micros(if piece % 7 == 0 { 300 } else { 0 }));
@@ -123,9 +139,11 @@ mod tests {
 
     #[test]
     fn a_piece_may_be_work_for_a_team() {
-        let sums =
-            team(3).map(8, &mut unwatched(), |piece| team(4).map(5, &mut unwatched(), |inner| piece * inner).into_iter().sum::<usize>());
-        assert!(sums.into_iter().eq((0..8).map(|piece| 10 * piece)));
+        for (outer, inner) in teams(3).into_iter().flat_map(|outer| teams(4).map(|inner| (outer, inner))) {
+            let sums =
+                outer.map(8, &mut unwatched(), |piece| inner.map(5, &mut unwatched(), |inner| piece * inner).into_iter().sum::<usize>());
+            assert!(sums.into_iter().eq((0..8).map(|piece| 10 * piece)));
+        }
     }
 
     #[test]
@@ -158,11 +176,11 @@ mod tests {
 
     #[test]
     fn nobody_works_when_a_panic_reaches_the_caller() {
-        for threads in [1, 4] {
+        for team in [1, 4].into_iter().flat_map(teams) {
             for faulty in [0, 1, 50, 99] {
                 let working = AtomicUsize::new(0);
                 let outcome = catch_unwind(AssertUnwindSafe(|| {
-                    team(threads).map(100, &mut unwatched(), |piece| {
+                    team.map(100, &mut unwatched(), |piece| {
                         working.fetch_add(1, Ordering::SeqCst);
                         thread::sleep(Duration::from_micros(200));
                         working.fetch_sub(1, Ordering::SeqCst);
@@ -180,40 +198,75 @@ mod tests {
     #[test]
     fn a_fault_of_a_helper_alone_reaches_the_caller() {
         let caller = thread::current().id();
-        let faulty = AtomicBool::new(false);
-        let outcome = catch_unwind(AssertUnwindSafe(|| {
-            team(2).map(2, &mut unwatched(), |_| {
-                // Each waits until both are at work, so that one of them is a helper.
-                while thread::current().id() == caller && !faulty.load(Ordering::SeqCst) {
-                    thread::yield_now();
-                }
-                if thread::current().id() != caller {
-                    faulty.store(true, Ordering::SeqCst);
-                    resume_unwind(Box::new("a helper's fault"));
-                }
-            })
-        }));
-        assert_eq!(outcome.unwrap_err().downcast_ref(), Some(&"a helper's fault"));
+        for team in teams(2) {
+            let faulty = AtomicBool::new(false);
+            let outcome = catch_unwind(AssertUnwindSafe(|| {
+                team.map(2, &mut unwatched(), |_| {
+                    // Each waits until both are at work, so that one of them is a helper.
+                    while thread::current().id() == caller && !faulty.load(Ordering::SeqCst) {
+                        thread::yield_now();
+                    }
+                    if thread::current().id() != caller {
+                        faulty.store(true, Ordering::SeqCst);
+                        resume_unwind(Box::new("a helper's fault"));
+                    }
+                })
+            }));
+            assert_eq!(outcome.unwrap_err().downcast_ref(), Some(&"a helper's fault"));
+        }
     }
 
     #[test]
     fn reading_is_given_up_and_writing_is_not() {
-        let given_up = Team { watch: Some(|| resume_unwind(Box::new("enough"))), ..team(2) };
-        let done = AtomicUsize::new(0);
-        let work = |_| {
-            done.fetch_add(1, Ordering::Relaxed);
-            thread::sleep(Duration::from_millis(5));
-        };
-        for pieces in [100_000, 2] {
-            let outcome = catch_unwind(AssertUnwindSafe(|| {
-                let mut watch = given_up.watch();
-                (0..200_000).step_by(pieces).for_each(|_| given_up.map(pieces, &mut watch, work).clear());
-            }));
-            assert_eq!(outcome.unwrap_err().downcast_ref(), Some(&"enough"));
-            assert!(done.swap(0, Ordering::Relaxed) < 200_000);
+        for team in teams(2) {
+            let given_up = Team { watch: Some(|| resume_unwind(Box::new("enough"))), ..team };
+            let done = AtomicUsize::new(0);
+            let work = |_| {
+                done.fetch_add(1, Ordering::Relaxed);
+                thread::sleep(Duration::from_millis(5));
+            };
+            for pieces in [100_000, 2] {
+                let outcome = catch_unwind(AssertUnwindSafe(|| {
+                    let mut watch = given_up.watch();
+                    (0..200_000).step_by(pieces).for_each(|_| given_up.map(pieces, &mut watch, work).clear());
+                }));
+                assert_eq!(outcome.unwrap_err().downcast_ref(), Some(&"enough"));
+                assert!(done.swap(0, Ordering::Relaxed) < 200_000);
+            }
+            given_up.run(100, work);
+            assert_eq!(done.into_inner(), 100);
         }
-        given_up.run(100, work);
-        assert_eq!(done.into_inner(), 100);
+    }
+
+    #[test]
+    fn only_the_caller_looks_at_the_watch() {
+        static CALLER: Mutex<Option<ThreadId>> = Mutex::new(None);
+        *CALLER.lock().unwrap() = Some(thread::current().id());
+        for team in teams(3) {
+            let watched = Team { watch: Some(|| assert_eq!(Some(thread::current().id()), *CALLER.lock().unwrap())), ..team };
+            watched.map(200, &mut watched.watch(), |_| thread::sleep(Duration::from_millis(3)));
+        }
+    }
+
+    #[test]
+    fn all_is_done_however_little_is_lent() {
+        let lenders: [Lender; 4] =
+            [|_, _| (), |_, work| work(), |_, work| (0..3).for_each(|_| work()), |_, work| thread::scope(|scope| drop(scope.spawn(work)))];
+        for lender in lenders {
+            let team = Team { lender: Some(lender), ..team(3) };
+            assert!(team.map(50, &mut unwatched(), |piece| piece).into_iter().eq(0..50));
+        }
+    }
+
+    #[test]
+    fn no_more_threads_are_asked_for_than_there_is_work() {
+        static ASKED: AtomicUsize = AtomicUsize::new(0);
+        let team = Team { lender: Some(|threads, _| ASKED.store(threads.get(), Ordering::Relaxed)), ..team(5) };
+        for (pieces, asked) in [(1, 0), (3, 3), (100, 5)] {
+            ASKED.store(0, Ordering::Relaxed);
+            team.run(pieces, |_| ());
+            assert_eq!(ASKED.load(Ordering::Relaxed), asked);
+        }
     }
 
     #[test]

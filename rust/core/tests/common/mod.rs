@@ -6,6 +6,7 @@ pub(crate) mod random;
 pub(crate) mod tensor;
 
 use std::num::NonZero;
+use std::thread;
 
 use normclip_core::{Dtype, Isa, Team, Tensors, WritableTensors};
 use proptest::prelude::ProptestConfig;
@@ -18,12 +19,24 @@ pub(crate) const DTYPES: [Dtype; 6] = [Dtype::F16, Dtype::Bf16, Dtype::F32, Dtyp
 pub(crate) const ORDERS: [f64; 14] = [2.0, 1.0, f64::INFINITY, f64::NEG_INFINITY, 0.0, 3.0, 4.0, 0.5, 2.5, -1.0, -2.0, 10.0, 100.0, 1000.0];
 
 pub(crate) fn team(threads: usize, isa: Isa) -> Team {
-    Team { threads: NonZero::new(threads).unwrap(), isa, watch: None }
+    Team { threads: NonZero::new(threads).unwrap(), isa, lender: None, watch: None }
 }
 
-/// Every instruction set with 1 thread, 2, an odd number, and more threads than there are cores.
+/// Every instruction set with 1 thread, 2, an odd number, and more threads than there are cores; and with threads that are lent.
 pub(crate) fn teams() -> Vec<Team> {
-    Isa::available().into_iter().flat_map(|isa| [1, 2, 3, 8].map(|threads| team(threads, isa))).collect()
+    let helped = |isa| [1, 2, 3, 8].map(|threads| team(threads, isa));
+    Isa::available().into_iter().flat_map(|isa| helped(isa).into_iter().chain([lent(3, isa)])).collect()
+}
+
+/// A team with threads that are lent by something else than this crate.
+pub(crate) fn lent(threads: usize, isa: Isa) -> Team {
+    let lend = |threads: NonZero<usize>, work: &(dyn Fn() + Sync)| {
+        thread::scope(|scope| {
+            (1..threads.get()).for_each(|_| drop(scope.spawn(work)));
+            work();
+        });
+    };
+    Team { lender: Some(lend), ..team(threads, isa) }
 }
 
 /// The calling thread alone, with the fastest instruction set.
