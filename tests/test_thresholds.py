@@ -409,7 +409,7 @@ def test_states_are_plain_whatever_a_norm_is(make: Callable[[], Threshold], kind
     rule.multiplier(kind(2.0))
     state = rule.state_dict()
     assert _through_json(state) == _through_torch(state) == state
-    assert type(rule.max_norm) is float
+    assert type(rule.last_limit) is float
 
 
 def test_a_norm_is_not_negative() -> None:

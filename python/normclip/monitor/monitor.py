@@ -267,7 +267,8 @@ def _clip_figures(norm: float, clipped: Mapping[str, tuple[float, Rule | float |
     figures = {"clip/norm": norm}
     for ending, (coefficient, rule) in clipped.items():
         figures[f"clip/coefficient{ending}"] = coefficient
-        threshold = getattr(rule, "max_norm", None) if isinstance(rule, Rule) else rule
+        # What followed training has noted its limit; for fixed rules it is a constant.
+        threshold = getattr(rule, "last_limit", getattr(rule, "max_norm", None)) if isinstance(rule, Rule) else rule
         if threshold is not None:
             figures[f"clip/threshold{ending}"] = float(threshold)
     return figures

@@ -184,7 +184,7 @@ def clipped_sgd(L0: float, L1: float, noise: float, steps: int) -> ClipChoice:
     Args:
         L0: L0 > 0.
         L1: L1 > 0.
-        noise: τ ≥ 0, a bound on the norm of a stochastic gradient's error.
+        noise: τ ≥ 0, a bound on the norm of a stochastic gradient's error. :meth:`normclip.theory.Noise.deviation` estimates it.
         steps: The number T > 0 of steps.
 
     Returns:
@@ -217,7 +217,7 @@ def fixed_sgd(L1: float, max_gradient: float, noise: float, steps: int) -> float
     Args:
         L1: L1 ≥ 0.
         max_gradient: M ≥ 0, the largest norm of the gradient.
-        noise: τ ≥ 0, a bound on the norm of a stochastic gradient's error.
+        noise: τ ≥ 0, a bound on the norm of a stochastic gradient's error. :meth:`normclip.theory.Noise.deviation` estimates it.
         steps: The number T > 0 of steps.
 
     Returns:
