@@ -368,7 +368,9 @@ OWN: list[Formula] = [Root(1.5), Constant(0.25), Constant(2)]
 @pytest.mark.parametrize("rule", OWN, ids=repr)
 @pytest.mark.parametrize("norm", [0.0, 0.7, 1.5, 6.0, 1e300, math.inf, math.nan])
 def test_own_rules_take_all_kinds_of_numbers(rule: Formula, norm: float) -> None:
-    expected = math.nan if math.isnan(norm) else rule.value if isinstance(rule, Constant) else math.sqrt(min(1.0, 1.5 / norm)) if norm else 1.0
+    expected = (
+        math.nan if math.isnan(norm) else rule.value if isinstance(rule, Constant) else math.sqrt(min(1.0, 1.5 / norm)) if norm else 1.0
+    )
     multiplier = 1.0 if norm == 0.0 else expected
     for call, value in ((rule.coefficient, expected), (rule.multiplier, multiplier)):
         assert type(call(norm)) is float

@@ -176,6 +176,7 @@ class Hard(Formula):
         return self.max_norm < math.inf
 
     def formula(self, xp: Any, n: Any) -> Any:
+        """As for any formula."""
         return hard_coefficient(self.max_norm, n)
 
 
@@ -208,6 +209,7 @@ class Soft(Formula):
         object.__setattr__(self, "max_norm", check_positive("max_norm", self.max_norm))
 
     def formula(self, xp: Any, n: Any) -> Any:
+        """As for any formula."""
         return Fraction(self.max_norm, self.max_norm, 1.0).at(xp, n)
 
 
@@ -243,6 +245,7 @@ class Normalize(Formula):
         object.__setattr__(self, "beta", check_not_negative("beta", self.beta))
 
     def formula(self, xp: Any, n: Any) -> Any:
+        """As for any formula."""
         return Fraction(self.norm, self.beta, 1.0).at(xp, n)
 
 
@@ -288,6 +291,7 @@ class Smoothness(Formula):
         object.__setattr__(self, "lr", check_positive("lr", self.lr))
 
     def formula(self, xp: Any, n: Any) -> Any:
+        """As for any formula."""
         fraction = Fraction(1.0, self.L0, self.L1, self.lr)
         coefficient = fraction.at(xp, n)
         if not self.exact:
@@ -341,6 +345,7 @@ class DescentLimit(Formula):
         return super().coefficient(descent)
 
     def formula(self, xp: Any, n: Any) -> Any:
+        """As for any formula."""
         return xp.where(n > self.limit, self.limit / n, 1.0)
 
     def _of_norm(self, xp: Any, n: Any) -> Any:

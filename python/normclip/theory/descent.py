@@ -9,7 +9,6 @@ from normclip._formulas import Fraction, Scalar, evaluate, square, times
 from normclip.products import dot
 from normclip.theory._wide import wide
 
-
 __all__ = ["guaranteed_descent", "predicted_descent", "rate_scaling", "sgd_descent", "sign_descent", "stable_step"]
 
 
@@ -95,7 +94,7 @@ def guaranteed_descent(norm: Scalar, lr: float, smoothness: float) -> Scalar:
     """
     with wide(check_not_negative("lr", lr), check_not_negative("smoothness", smoothness)) as (step, curvature):
         factor = float(step - curvature * step * step / 2)
-    return evaluate(lambda xp, n: square(xp, n, factor), norm)
+    return evaluate(lambda xp, n: xp.where(n == 0.0, 0.0, square(xp, n, factor)), norm)
 
 
 def stable_step(norm: Scalar, L0: float, L1: float = 0.0) -> Scalar:
@@ -103,8 +102,8 @@ def stable_step(norm: Scalar, L0: float, L1: float = 0.0) -> Scalar:
 
     .. math:: \frac{2}{L_0 + L_1 n}
 
-    At this step :func:`guaranteed_descent` with L = L0 + L1·n is 0. With L1 = 0 it is the classical limit of stability 2/L: on a parabola of
-    curvature L, gradient descent with a longer step diverges. Half of it is the step of :class:`normclip.rules.Smoothness`.
+    At this step :func:`guaranteed_descent` with L = L0 + L1·n is 0. With L1 = 0 it is the classical limit of stability 2/L: on a parabola
+    of curvature L, gradient descent with a longer step diverges. Half of it is the step of :class:`normclip.rules.Smoothness`.
 
     Args:
         norm: The norm n ≥ 0 of the gradient: a float, or a scalar of NumPy or torch.

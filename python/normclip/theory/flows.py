@@ -25,9 +25,9 @@ Loss: TypeAlias = "Callable[[torch.Tensor], torch.Tensor]"
 def implicit_penalty(norm: Scalar, lr: float) -> Scalar:
     r"""The penalty that gradient descent with the step h implicitly adds to the loss: :math:`\tfrac{h}{4} n^2`.
 
-    Where clipping has multiplied the gradient by a coefficient c, the step along the gradient was c·η. So the penalty of that step takes the
-    norm *before* clipping and ``lr=c * lr``. It is :math:`c \tfrac{\eta}{4} n^2`: neither that of n and η, nor that of the clipped norm c·n and
-    η. (This holds c fixed. As c varies along the flow, clipped descent is not the flow of one penalized loss.)
+    Where clipping has multiplied the gradient by a coefficient c, the step along the gradient was c·η. So the penalty of that step takes
+    the norm *before* clipping and ``lr=c * lr``. It is :math:`c \tfrac{\eta}{4} n^2`: neither that of n and η, nor that of the clipped norm
+    c·n and η. (This holds c fixed. As c varies along the flow, clipped descent is not the flow of one penalized loss.)
 
     Args:
         norm: The norm n of the gradient before clipping, as clipping returns it: a float, or a scalar of NumPy or torch.

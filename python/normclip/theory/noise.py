@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 from normclip._arguments import check_number, check_positive, check_share
@@ -31,10 +31,10 @@ class Noise(NamedTuple):
 
     @property
     def scale(self) -> float:
-        r"""The simple noise scale :math:`\operatorname{tr}\Sigma / \|G\|^2`, in samples. At this batch size noise and gradient are as large.
+        r"""The simple noise scale :math:`\operatorname{tr}\Sigma / \|G\|^2`, in samples: the batch whose noise is as large as its gradient.
 
-        0 if ``variance`` is not positive; otherwise ``inf`` if ``squared_norm`` is not. A quotient of two estimates is biased and noisy: take
-        it of averages, as :class:`NoiseAverage` does.
+        0 if ``variance`` is not positive; otherwise ``inf`` if ``squared_norm`` is not. A quotient of two estimates is biased and noisy:
+        take it of averages, as :class:`NoiseAverage` does.
         """
         if math.isnan(self.squared_norm) or math.isnan(self.variance):
             return math.nan
@@ -46,8 +46,8 @@ class Noise(NamedTuple):
         r"""The root mean square of the error of a batch's gradient, :math:`\tau = \sqrt{\operatorname{tr}\Sigma / b}`.
 
         This is the ``noise`` of :func:`normclip.theory.clipped_sgd` and :func:`normclip.theory.fixed_sgd`, as far as it can be measured.
-        The theorems ask for a bound on the error of every batch. At most one batch in k² has an error above k·τ (Chebyshev's inequality), so
-        pass a multiple of τ to be on the safe side.
+        The theorems ask for a bound on the error of every batch. At most one batch in k² has an error above k·τ (Chebyshev's inequality),
+        so pass a multiple of τ to be on the safe side.
 
         Args:
             samples: The number b > 0 of samples in a batch.
@@ -92,7 +92,7 @@ def noise_scale(
         total: The number B of samples in the batch, if it has more than those of the parts, as where a rank knows its own norm alone.
 
     Returns:
-        The estimates, computed with 50 digits; NaN if a norm is not finite.
+        The estimates, rounded once; NaN if a norm is not finite.
 
     Raises:
         TypeError: A norm is no number.
@@ -102,36 +102,42 @@ def noise_scale(
         McCandlish, Kaplan, Amodei, OpenAI Dota Team: An empirical model of large-batch training, 2018 (arXiv 1812.06162), appendix A.1.
 
     Example:
-        Two micro-batches of 4 samples, of which one has the gradient (1, 2) and the other (3, 2):
+        Two micro-batches of 4 samples, of which one has the gradient (4, 3) and the other (4, −3):
 
         >>> import numpy as np
         >>> from normclip import Moments
-        >>> parts = [np.array([1.0, 2.0]), np.array([3.0, 2.0])]
+        >>> parts = [np.array([4.0, 3.0]), np.array([4.0, -3.0])]
         >>> noise = noise_scale([Moments.of(part) for part in parts], Moments.of(np.mean(parts, axis=0)), samples=4)
         >>> noise
-        Noise(squared_norm=7.0, variance=8.0)
+        Noise(squared_norm=7.0, variance=72.0)
         >>> noise.deviation(samples=8)
-        1.0
+        3.0
     """
     values = [_norm(f"norms[{position}]", norm) for position, norm in enumerate(norms)]
     whole = _norm("mean", mean)
     if not values:
         raise ValueError("norms is empty: pass the norm of one part at least")
-    sizes = _sizes(samples, len(values))
-    with wide(*sizes) as parts:
-        covered = sum(parts, Decimal(0))
-        batch = covered if total is None else Decimal(check_positive("total", total))
-        if covered > batch:
-            raise ValueError(f"total is {total}, and the parts have {float(covered)} samples: pass the number of all samples")
-        gap = len(parts) / covered - 1 / batch
-        if not gap > 0:
-            raise ValueError("norms has one part, which is the whole batch: pass the norms of two parts, or total")
-        if not all(map(math.isfinite, (*values, whole))):
-            return Noise(math.nan, math.nan)
-        squares = sum((size * Decimal(norm) ** 2 for size, norm in zip(parts, values, strict=True)), Decimal(0)) / covered
-        square = Decimal(whole) ** 2
-        variance = (squares - square) / gap
-        return Noise(float(square - variance / batch), float(variance))
+    parts = _sizes(samples, len(values))
+    covered = sum(parts, Fraction(0))
+    batch = covered if total is None else Fraction(check_positive("total", total))
+    if covered > batch:
+        raise ValueError(f"total is {total}, and the parts have {float(covered)} samples: pass the number of all samples")
+    gap = len(parts) / covered - 1 / batch
+    if gap == 0:
+        raise ValueError("norms has one part, which is the whole batch: pass the norms of two parts, or total")
+    if not all(map(math.isfinite, (*values, whole))):
+        return Noise(math.nan, math.nan)
+    squares = sum((size * Fraction(norm) ** 2 for size, norm in zip(parts, values, strict=True)), Fraction(0)) / covered
+    square = Fraction(whole) ** 2
+    variance = (squares - square) / gap
+    return Noise(_rounded(square - variance / batch), _rounded(variance))
+
+
+def _rounded(exact: Fraction) -> float:
+    try:
+        return float(exact)
+    except OverflowError:
+        return math.inf if exact > 0 else -math.inf
 
 
 def _norm(name: str, value: Any) -> float:
@@ -141,12 +147,12 @@ def _norm(name: str, value: Any) -> float:
     return norm
 
 
-def _sizes(samples: Any, count: int) -> list[float]:
-    if not isinstance(samples, Sequence):
-        return [check_positive("samples", samples)] * count
+def _sizes(samples: Any, count: int) -> list[Fraction]:
+    if not isinstance(samples, Sequence) or isinstance(samples, str):
+        return [Fraction(check_positive("samples", samples))] * count
     if len(samples) != count:
         raise ValueError(f"samples has {len(samples)} numbers for {count} norms: pass one for each, or one for all")
-    return [check_positive(f"samples[{position}]", size) for position, size in enumerate(samples)]
+    return [Fraction(check_positive(f"samples[{position}]", size)) for position, size in enumerate(samples)]
 
 
 @dataclass(eq=False)
@@ -169,10 +175,11 @@ class NoiseAverage(Policy):
 
     Example:
         >>> average = NoiseAverage(beta=0.5)
-        >>> average.update(Noise(squared_norm=-1.0, variance=8.0))
-        Noise(squared_norm=-1.0, variance=8.0)
-        >>> average.update(Noise(squared_norm=2.0, variance=5.0)), average.noise.scale
-        (Noise(squared_norm=1.0, variance=6.0), 6.0)
+        >>> average.update(Noise(squared_norm=-1.0, variance=8.0)).scale
+        inf
+        >>> noise = average.update(Noise(squared_norm=2.0, variance=5.0))
+        >>> [round(figure, 9) for figure in (noise.squared_norm, noise.variance, noise.scale)]
+        [1.0, 6.0, 6.0]
     """
 
     beta: float = 0.99

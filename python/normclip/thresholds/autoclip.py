@@ -27,8 +27,8 @@ class AutoClip(Threshold):
 
     .. math:: \gamma_k = \operatorname{percentile}_p(n_{k - w + 1}, \dots, n_k)
 
-    interpolated linearly, as :func:`numpy.percentile` does. The history holds a float for each step, or those of a window. The authors use all
-    norms; with a window the limit follows norms that rise or fall for long.
+    interpolated linearly, as :func:`numpy.percentile` does. The history holds a float for each step, or those of a window. The authors use
+    all norms; with a window the limit follows norms that rise or fall for long.
 
     Args:
         percentile: p, from 0 to 100. With 10, about 90 % of the steps are clipped.

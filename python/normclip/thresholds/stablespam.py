@@ -25,6 +25,7 @@ class _To(Formula):
     norm: float
 
     def formula(self, xp: Any, n: Any) -> Any:
+        """As for any formula."""
         return xp.where(n > 0.0, self.norm / n, math.inf)
 
 
@@ -36,9 +37,9 @@ class AdaGN(Adaptive):
         m_t = \gamma_1 m_{t-1} + (1 - \gamma_1)\, n_t, \qquad v_t = \gamma_2 v_{t-1} + (1 - \gamma_2)\, n_t^2, \qquad
         \hat m_t = \frac{m_t}{1 - \gamma_1^t}, \quad \hat v_t = \frac{v_t}{1 - \gamma_2^t}
 
-    So norms are near 1 whatever the unit of the loss; gradients become larger, too. Meant for Adam, whose steps do not depend on that unit. A
-    gradient of zeros is left unchanged, and counts. A norm that is not finite is not recorded; NaN makes the gradients NaN, an infinite norm
-    makes finite elements 0.
+    So norms are near 1 whatever the unit of the loss; gradients become larger, too. Meant for Adam, whose steps do not depend on that unit.
+    A gradient of zeros is left unchanged, and counts. A norm that is not finite is not recorded; NaN makes the gradients NaN, an infinite
+    norm makes finite elements 0.
 
     The authors apply it to each tensor by its own norm, after :class:`AdaClip`. With a rule for each,
 
@@ -107,9 +108,9 @@ class AdaClip(Policy):
     .. math:: g_i \leftarrow \frac{\hat T_t}{\max_j |g_j|}\, g_i \quad \text{where} \quad |g_i| > \hat T_t, \qquad
         T_t = \theta\, T_{t-1} + (1 - \theta) \max_j |g_j|, \qquad \hat T_t = \frac{T_t}{1 - \theta^t}
 
-    for each tensor, so that its largest element becomes :math:`\hat T_t`. (Elements between are not clamped to it but end below.) All maxima
-    come from one read; only tensors with elements above are written, by torch's operations. A tensor with NaN or infinite elements is left as
-    it is, and is not recorded. The authors' optimizer also restarts t, though not T, whenever it resets Adam's momentum.
+    for each tensor, so that its largest element becomes :math:`\hat T_t`. (Elements between are not clamped to it but end below.) All
+    maxima come from one read; only tensors with elements above are written, by torch's operations. A tensor with NaN or infinite elements
+    is left as it is, and is not recorded. The authors' optimizer also restarts t, though not T, whenever it resets Adam's momentum.
 
     Args:
         theta: θ, above 0 and below 1.

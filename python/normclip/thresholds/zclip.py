@@ -32,8 +32,8 @@ class ZClip(Threshold):
 
     Warm-up steps are not clipped; μ and σ start as the mean and standard deviation of their norms.
 
-    ``max_norm`` limits all norms, also during warm-up. As in the authors' code, n' is the norm before this limit, so that the averages do not
-    depend on it.
+    ``max_norm`` limits all norms, also during warm-up. As in the authors' code, n' is the norm before this limit, so that the averages do
+    not depend on it.
 
     The authors' code divides by σ + 10⁻⁶ for z_k, where here is no such number: with norms of that size it takes fewer of them for outliers
     and clips these less. It also adds 10⁻⁶ to the norm it divides by, and has ``max_norm=1.0`` by default.
