@@ -43,7 +43,7 @@ def root(value: Fraction) -> float:
 SAMPLES = st.lists(st.tuples(*[st.integers(-20, 20).map(Fraction)] * 2), min_size=2, max_size=3)
 
 
-@given(SAMPLES, st.sampled_from([(1, 1), (1, 2), (2, 2), (1, 1, 2), (1,)]), st.integers(0, 2))
+@given(SAMPLES, st.sampled_from([(1, 1), (1, 2), (1, 1, 1), (1,)]), st.integers(0, 1))
 def test_both_are_unbiased(population: list[Vector], sizes: tuple[int, ...], more: int) -> None:
     """Over all batches that can be drawn from a population, the means of the estimates are what they estimate."""
     more = max(more, len(sizes) == 1)  # one part is not the whole batch

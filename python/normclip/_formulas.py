@@ -43,19 +43,19 @@ def evaluate(formula: Callable[[Any, Any], Any], scalar: Scalar) -> Scalar:
 def _by_numpy(formula: Callable[[Any, Any], Any], scalar: Any) -> Any:
     with np.errstate(all="ignore"):  # a quotient by 0 is infinite without a warning, as in torch
         if isinstance(scalar, np.ndarray):
-            found = [float(formula(np, n)) for n in scalar.astype(np.float64).flat]
-            return np.array(found).reshape(scalar.shape).astype(scalar.dtype if scalar.dtype.kind == "f" else np.float64)
+            each = [float(formula(np, n)) for n in scalar.astype(np.float64).flat]
+            return np.array(each).reshape(scalar.shape).astype(scalar.dtype if scalar.dtype.kind == "f" else np.float64)
         found = np.asarray(formula(np, np.float64(scalar)), np.float64)
         return found.astype(scalar.dtype)[()] if isinstance(scalar, np.floating) else float(found)
 
 
-def least(scalars: Sequence[Scalar]) -> Scalar:
-    """The smallest of scalars of one type; NaN if one is NaN."""
+def least(scalars: Sequence[Any]) -> Any:
+    """The smallest of scalars of one type, or of each place in arrays or tensors of one type; NaN if one is NaN."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(scalars[0], torch.Tensor):
-        return cast("Scalar", functools.reduce(torch.minimum, scalars))
-    found = functools.reduce(np.minimum, scalars)  # type: ignore[arg-type]
-    return cast("Scalar", found if isinstance(scalars[0], (np.floating, np.ndarray)) else float(found))
+        return functools.reduce(torch.minimum, scalars)
+    found = functools.reduce(np.minimum, scalars)
+    return found if isinstance(scalars[0], (np.floating, np.ndarray)) else float(found)
 
 
 class Fraction:

@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from normclip._arguments import check_limit, check_not_negative, check_positive, check_smoothness
 from normclip._backends import hard_coefficient
@@ -397,7 +397,8 @@ class Least(Rule):
     def coefficient(self, norm: Scalar) -> Scalar:
         """As for any rule."""
         # The coefficient of a descent limit is of u·g, not of the norm.
-        return least([rule.multiplier(norm) if isinstance(rule, DescentLimit) else rule.coefficient(norm) for rule in self.rules])
+        found = [rule.multiplier(norm) if isinstance(rule, DescentLimit) else rule.coefficient(norm) for rule in self.rules]
+        return cast("Scalar", least(found))
 
     def multiplier(self, norm: Scalar) -> Scalar:
         """The smallest multiplier of the rules."""
@@ -408,4 +409,4 @@ class Least(Rule):
     def applying(self, norm: Scalar) -> Iterator[Scalar]:
         """As for any rule."""
         with ExitStack() as stack:
-            yield least([stack.enter_context(rule.applying(norm)) for rule in self.rules])
+            yield cast("Scalar", least([stack.enter_context(rule.applying(norm)) for rule in self.rules]))

@@ -147,8 +147,8 @@ def _norm(name: str, value: Any) -> float:
     return norm
 
 
-def _sizes(samples: Any, count: int) -> list[Fraction]:
-    if not isinstance(samples, Sequence) or isinstance(samples, str):
+def _sizes(samples: float | Sequence[float], count: int) -> list[Fraction]:
+    if not isinstance(samples, Sequence):
         return [Fraction(check_positive("samples", samples))] * count
     if len(samples) != count:
         raise ValueError(f"samples has {len(samples)} numbers for {count} norms: pass one for each, or one for all")
