@@ -1,28 +1,13 @@
-"""Types of arguments, and checks that raise an error which names the argument and what to pass instead."""
+"""Checks of arguments, which raise an error that names the argument and what to pass instead."""
 
 from __future__ import annotations
 
 import math
 import types
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import Any
 
 from normclip._core import strictly
-
-if TYPE_CHECKING:
-    import torch
-
-
-class SupportsDLPack(Protocol):
-    """An array or tensor that shares its memory by the DLPack protocol."""
-
-    def __dlpack__(self, *, stream: Any = None) -> Any: ...
-
-    def __dlpack_device__(self) -> tuple[Any, int]: ...
-
-
-Tensors: TypeAlias = "SupportsDLPack | Iterable[SupportsDLPack]"
-Parameters: TypeAlias = "torch.Tensor | Iterable[torch.Tensor]"
+from normclip.typing import Order
 
 TORCH_EPSILON = 1e-6
 """The number that torch's clipping adds to the norm before dividing by it."""
@@ -65,7 +50,7 @@ def check_number(name: str, value: Any, expected: str = "a number", *, text: boo
         raise kind(f"{name} is {given}: pass {expected}") from error
 
 
-def check_order(name: str, value: float) -> float:
+def check_order(name: str, value: Order) -> float:
     """The order of a norm as a float.
 
     Raises:

@@ -9,18 +9,12 @@ import functools
 import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, cast
 
 import numpy as np
 
 from normclip._core import strictly
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
-    import torch
-
-Scalar = TypeVar("Scalar", float, "np.floating[Any]", "npt.NDArray[np.floating[Any]]", "torch.Tensor")
-"""A float, a NumPy scalar or a torch tensor, which may be on a device and stays there; or an array or a tensor of several."""
+from normclip.typing import Scalar
 
 
 def evaluate(formula: Callable[[Any, Any], Any], scalar: Scalar) -> Scalar:

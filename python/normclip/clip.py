@@ -5,24 +5,29 @@ from __future__ import annotations
 import math
 import sys
 import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, overload
 
-from normclip._arguments import TORCH_EPSILON, Parameters, SupportsDLPack, Tensors, check_limit, check_number, check_order
+from normclip._arguments import TORCH_EPSILON, check_limit, check_number, check_order
 from normclip._backends import AnyNorm, Batch, collect, collect_grads, warn_caller
 from normclip._results import as_given, as_tensor, check_finite, mark_written
 from normclip.rules import Hard, Rule, as_rule
+from normclip.typing import Arrays, Order, Parameters, Tensors
 
 if TYPE_CHECKING:
     import torch
     from torch.distributed import ProcessGroup
 
+__all__ = ["clamp_", "clip_", "clip_grad_norm_", "clip_grad_value_", "clip_grads_with_norm_", "scale_"]
+
 
 @overload
-def clip_(tensors: torch.Tensor | Iterable[torch.Tensor], rule: Rule | float, ord: float = 2.0) -> torch.Tensor: ...
+def clip_(tensors: Arrays, rule: Rule | float, ord: Order = 2.0) -> float: ...
 @overload
-def clip_(tensors: SupportsDLPack | Iterable[SupportsDLPack], rule: Rule | float, ord: float = 2.0) -> torch.Tensor | float: ...
-def clip_(tensors: Tensors, rule: Rule | float, ord: float = 2.0) -> torch.Tensor | float:
+def clip_(tensors: Parameters, rule: Rule | float, ord: Order = 2.0) -> torch.Tensor: ...
+@overload
+def clip_(tensors: Tensors, rule: Rule | float, ord: Order = 2.0) -> torch.Tensor | float: ...
+def clip_(tensors: Tensors, rule: Rule | float, ord: Order = 2.0) -> torch.Tensor | float:
     r"""Scale tensors in place so that their norm is at most a limit, or by another rule.
 
     .. math:: x \leftarrow x \cdot c(\|x\|_p), \qquad c(n) = \min\Big(1, \frac{\gamma}{n}\Big) \text{ for a number } \gamma
@@ -119,7 +124,7 @@ def clamp_(tensors: Tensors, limit: float) -> None:
 def clip_grad_norm_(
     parameters: Parameters,
     max_norm: float | None = None,
-    norm_type: float = 2.0,
+    norm_type: Order = 2.0,
     error_if_nonfinite: bool = False,
     foreach: bool | None = None,
     *,

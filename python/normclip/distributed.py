@@ -54,11 +54,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from normclip._arguments import Tensors, check_order
+from normclip._arguments import check_order
 from normclip._backends import collect
 from normclip._backends.ranks import WIDTH, merged_moments
 from normclip._core import Moments
 from normclip._results import as_tensor
+from normclip.typing import Order, Tensors
 
 if TYPE_CHECKING:
     import torch
@@ -67,7 +68,7 @@ if TYPE_CHECKING:
 __all__ = ["Simulation", "simulate", "total_norm"]
 
 
-def total_norm(tensors: Tensors, ord: float = 2.0, *, group: ProcessGroup | Sequence[ProcessGroup] | None = None) -> torch.Tensor:
+def total_norm(tensors: Tensors, ord: Order = 2.0, *, group: ProcessGroup | Sequence[ProcessGroup] | None = None) -> torch.Tensor:
     r"""Norm of the tensors of all ranks of a group as one vector: :func:`normclip.total_norm` across processes.
 
     .. math:: \|x\|_p = \Big(\sum_{r} \sum_i |x_{r,i}|^p\Big)^{1/p}

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, overload
 
-from normclip._arguments import Parameters, SupportsDLPack, Tensors, check_order
+from normclip._arguments import check_order
 from normclip._backends import collect
 from normclip._results import as_given, as_tensor, check_finite
+from normclip.typing import Arrays, Order, Parameters, Tensors
 
 if TYPE_CHECKING:
     import torch
     from torch.distributed import ProcessGroup
 
+__all__ = ["get_total_norm", "total_norm"]
+
 
 @overload
-def total_norm(tensors: torch.Tensor | Iterable[torch.Tensor], ord: float = 2.0) -> torch.Tensor: ...
+def total_norm(tensors: Arrays, ord: Order = 2.0) -> float: ...
 @overload
-def total_norm(tensors: SupportsDLPack | Iterable[SupportsDLPack], ord: float = 2.0) -> torch.Tensor | float: ...
-def total_norm(tensors: Tensors, ord: float = 2.0) -> torch.Tensor | float:
+def total_norm(tensors: Parameters, ord: Order = 2.0) -> torch.Tensor: ...
+@overload
+def total_norm(tensors: Tensors, ord: Order = 2.0) -> torch.Tensor | float: ...
+def total_norm(tensors: Tensors, ord: Order = 2.0) -> torch.Tensor | float:
     r"""Norm of all elements of all tensors, exact at any size.
 
     .. math:: \|x\|_p = \Big(\sum_i |x_i|^p\Big)^{1/p}
@@ -59,7 +64,7 @@ def total_norm(tensors: Tensors, ord: float = 2.0) -> torch.Tensor | float:
 
 def get_total_norm(
     tensors: Parameters,
-    norm_type: float = 2.0,
+    norm_type: Order = 2.0,
     error_if_nonfinite: bool = False,
     foreach: bool | None = None,
     *,

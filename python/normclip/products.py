@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, overload
 
 from normclip import _backends
-from normclip._arguments import Tensors
+from normclip.typing import Arrays, Tensors
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["DotStats", "dot", "dot_stats"]
 
 
 class DotStats(NamedTuple):
     """An inner product with the norms of both vectors. Floats; for tensors on a device, 0-dim float64 tensors on that device."""
 
-    dot: Any
+    dot: float | torch.Tensor
     """Σxy."""
-    norm_x: Any
+    norm_x: float | torch.Tensor
     """√Σx²."""
-    norm_y: Any
+    norm_y: float | torch.Tensor
     """√Σy²."""
-    cosine: Any
+    cosine: float | torch.Tensor
     """Σxy / (√Σx² √Σy²); NaN if a vector is zero or not finite."""
 
 
-def dot(xs: Tensors, ys: Tensors) -> Any:
+@overload
+def dot(xs: Arrays, ys: Arrays) -> float: ...
+@overload
+def dot(xs: Tensors, ys: Tensors) -> float | torch.Tensor: ...
+def dot(xs: Tensors, ys: Tensors) -> float | torch.Tensor:
     r"""Inner product of two lists of tensors, in one read of both.
 
     .. math:: \langle x, y \rangle = \sum_i x_i y_i

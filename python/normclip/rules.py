@@ -20,9 +20,10 @@ from typing import Any, cast
 
 from normclip._arguments import check_limit, check_not_negative, check_positive, check_smoothness
 from normclip._backends import hard_coefficient
-from normclip._formulas import Fraction, Scalar, evaluate, least
+from normclip._formulas import Fraction, evaluate, least
+from normclip.typing import Scalar
 
-__all__ = ["DescentLimit", "Formula", "Hard", "Least", "Normalize", "Rule", "Scalar", "Smoothness", "Soft", "as_rule"]
+__all__ = ["DescentLimit", "Formula", "Hard", "Least", "Normalize", "Rule", "Smoothness", "Soft", "as_rule"]
 
 
 class Rule(ABC):

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast, overload
 
-from normclip._arguments import Tensors, check_not_negative, check_number, check_positive, check_smoothness
-from normclip._formulas import Fraction, Scalar, evaluate, square, times
+from normclip._arguments import check_not_negative, check_number, check_positive, check_smoothness
+from normclip._formulas import Fraction, evaluate, square, times
 from normclip.products import dot
 from normclip.theory._wide import wide
+from normclip.typing import Arrays, Scalar, Tensors
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["guaranteed_descent", "predicted_descent", "rate_scaling", "sgd_descent", "sign_descent", "stable_step"]
 
 
-def predicted_descent(updates: Tensors, gradients: Tensors, lr: float) -> Any:
+@overload
+def predicted_descent(updates: Arrays, gradients: Arrays, lr: float) -> float: ...
+@overload
+def predicted_descent(updates: Tensors, gradients: Tensors, lr: float) -> float | torch.Tensor: ...
+def predicted_descent(updates: Tensors, gradients: Tensors, lr: float) -> float | torch.Tensor:
     r"""By how much a step is predicted to lower the loss.
 
     .. math:: L(\theta) - L(\theta - \eta u) \approx \eta\, \langle u, g \rangle
@@ -38,7 +46,8 @@ def predicted_descent(updates: Tensors, gradients: Tensors, lr: float) -> Any:
         3.5
     """
     lr = check_number("lr", lr)
-    return evaluate(lambda xp, inner: times(xp, inner, lr), dot(updates, gradients))
+    product: Any = dot(updates, gradients)
+    return cast("float | torch.Tensor", evaluate(lambda xp, inner: times(xp, inner, lr), product))
 
 
 def sgd_descent(norm: Scalar, lr: float) -> Scalar:

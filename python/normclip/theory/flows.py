@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TypeAlias
 
 from normclip._arguments import check_number
-from normclip._formulas import Scalar, evaluate, square
+from normclip._formulas import evaluate, square
+from normclip.typing import Scalar
 
 if TYPE_CHECKING:
     import torch

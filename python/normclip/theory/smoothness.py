@@ -24,6 +24,18 @@ import numpy.typing as npt
 from normclip._arguments import check_not_negative, check_positive
 from normclip.theory._wide import wide
 
+__all__ = [
+    "ClipChoice",
+    "SmoothnessFit",
+    "clipped_gd",
+    "clipped_sgd",
+    "descent_bound",
+    "fit_l0_l1",
+    "fixed_gd",
+    "fixed_sgd",
+    "gradient_bound",
+]
+
 
 def gradient_bound(L0: float, L1: float, norm: float, distance: float) -> float:
     r"""How much the gradient of an (L0, L1)-smooth function can change between x and y.

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from normclip._arguments import Parameters, check_count, check_not_negative, check_positive, check_share
+from normclip._arguments import check_count, check_not_negative, check_positive, check_share
 from normclip._results import mark_written
 from normclip.clip_grads import Clipped
 from normclip.rules import Hard
 from normclip.statistics import collect_named, measure
 from normclip.thresholds.policy import Policy, as_count, as_norm, unique
+from normclip.typing import NamedParameters
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 __all__ = ["AdaGC"]
 
@@ -75,7 +76,7 @@ class AdaGC(Policy):
         self.relative, self.absolute = check_positive("relative", self.relative), check_not_negative("absolute", self.absolute)
         self.beta, self.warmup = check_share("beta", self.beta), check_count("warmup", self.warmup)
 
-    def clip_(self, parameters: torch.nn.Module | Parameters | Iterable[tuple[str, torch.nn.Parameter]]) -> Clipped:
+    def clip_(self, parameters: NamedParameters) -> Clipped:
         """Clip the gradients in place, and record their norms.
 
         Args:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from normclip._arguments import Parameters, check_not_negative, check_positive
+from normclip._arguments import check_not_negative, check_positive
 from normclip._backends import collect_grads, hard_coefficient
 from normclip._formulas import times
 from normclip.statistics import named
 from normclip.thresholds.policy import Policy
+from normclip.typing import NamedParameters
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +58,7 @@ class AGC(Policy):
     def __post_init__(self) -> None:
         self.clip, self.eps = check_not_negative("clip", self.clip), check_positive("eps", self.eps)
 
-    def clip_(self, parameters: torch.nn.Module | Parameters | Iterable[tuple[str, torch.nn.Parameter]]) -> None:
+    def clip_(self, parameters: NamedParameters) -> None:
         """Clip the gradients in place.
 
         Args:

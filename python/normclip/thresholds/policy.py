@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from normclip._formulas import Scalar
 from normclip.rules import Hard, Rule
+from normclip.typing import Scalar
 
 __all__ = ["Adaptive", "Policy", "Threshold", "as_count", "as_finite", "as_norm", "as_norms", "moving_weight", "unique"]
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from normclip._arguments import Parameters, check_positive, check_share
+from normclip._arguments import check_positive, check_share
 from normclip.rules import Formula, Rule
 from normclip.statistics import Stats, collect_named, measure, named
 from normclip.thresholds.policy import Adaptive, Policy, as_count, as_norm, moving_weight, unique
+from normclip.typing import NamedParameters
 
 if TYPE_CHECKING:
     import torch
@@ -141,7 +142,7 @@ class AdaClip(Policy):
     def __post_init__(self) -> None:
         self.theta = check_share("theta", self.theta)
 
-    def clip_(self, parameters: torch.nn.Module | Parameters | Iterable[tuple[str, torch.nn.Parameter]]) -> Stats:
+    def clip_(self, parameters: NamedParameters) -> Stats:
         """Clip the gradients in place, and record the largest element of each.
 
         Args:
