@@ -1,17 +1,16 @@
 """Exact, fast gradient norms and gradient clipping.
 
-- Drop-ins for :mod:`torch.nn.utils`: :func:`clip_grad_norm_`, :func:`clip_grads_with_norm_`, :func:`clip_grad_value_` and
-  :func:`get_total_norm`. :func:`patch_torch` puts them in torch's place, so that frameworks use them.
-- For lists of torch tensors or NumPy arrays: :func:`total_norm`, :func:`clip_`, :func:`scale_` and :func:`clamp_`.
-- Many statistics from one read: :func:`stats`, :func:`grad_stats`, :class:`Moments`, :func:`dot`, and :func:`clip_grads_`, which also
-  clips.
-- Clip rules: :mod:`normclip.rules` has rules other than a limit on the norm, :mod:`normclip.thresholds` limits that follow training, and
-  :mod:`normclip.theory` the theory behind them.
-- Training: :mod:`normclip.monitor` logs gradients, :mod:`normclip.optim` has optimizers that clip in their step without writing gradients,
-  and :mod:`normclip.distributed` describes clipping by many processes. :mod:`normclip.integrations` has callbacks of frameworks.
-- Types for annotations of your own: :mod:`normclip.typing`.
+- Drop-ins for ``torch.nn.utils``: ``clip_grad_norm_``, ``clip_grads_with_norm_``, ``clip_grad_value_`` and ``get_total_norm``.
+  ``patch_torch`` puts them in torch's place, so that frameworks use them.
+- For lists of torch tensors or NumPy arrays: ``total_norm``, ``clip_``, ``scale_`` and ``clamp_``.
+- Many statistics from one read: ``stats``, ``grad_stats``, ``Moments``, ``dot``, and ``clip_grads_``, which also clips.
+- Clip rules: ``normclip.rules`` has rules other than a limit on the norm, ``normclip.thresholds`` limits that follow training, and
+  ``normclip.theory`` the theory behind them.
+- Training: ``normclip.monitor`` logs gradients, ``normclip.optim`` has optimizers that clip in their step without writing gradients,
+  ``normclip.distributed`` describes clipping by many processes, and ``normclip.integrations`` has callbacks of frameworks.
+- Types for annotations of your own: ``normclip.typing``.
 
-Torch tensors may be on any device. Modules are imported when they are first used: after ``import normclip``, ``normclip.optim`` is there.
+Torch tensors may be on any device. Modules are there after ``import normclip``, and are imported when they are first used.
 """
 
 import importlib

@@ -60,9 +60,9 @@ def clip_grads_(
     per_tensor: bool = False,
     process_groups: Sequence[ProcessGroup] | None = None,
 ) -> Clipped:
-    r"""Clip gradients, together or by groups, and return their statistics from the same read.
+    """Clip gradients, together or by groups, and return their statistics from the same read.
 
-    .. math:: g \leftarrow g \cdot \min\Big(1, \frac{\gamma}{\|g\|_p}\Big)
+        g ← g · min(1, γ / ‖g‖ₚ)
 
     where g is all gradients together, or those of each group with a limit γ. There is no epsilon as in torch's formula. With another rule
     of :mod:`normclip.rules`, g is multiplied by the rule's coefficient.

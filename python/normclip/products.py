@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, overload
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from normclip import _backends
-from normclip.typing import Arrays, Tensors
+from normclip.typing import Parameters, Tensors
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     import torch
 
 __all__ = ["DotStats", "dot", "dot_stats"]
@@ -27,13 +29,17 @@ class DotStats(NamedTuple):
 
 
 @overload
-def dot(xs: Arrays, ys: Arrays) -> float: ...
+def dot(xs: npt.NDArray[Any], ys: npt.NDArray[Any]) -> float: ...
+@overload
+def dot(xs: Parameters, ys: Parameters) -> float | torch.Tensor: ...
+@overload
+def dot(xs: Iterable[npt.NDArray[Any]], ys: Iterable[npt.NDArray[Any]]) -> float: ...
 @overload
 def dot(xs: Tensors, ys: Tensors) -> float | torch.Tensor: ...
 def dot(xs: Tensors, ys: Tensors) -> float | torch.Tensor:
-    r"""Inner product of two lists of tensors, in one read of both.
+    """Inner product of two lists of tensors, in one read of both.
 
-    .. math:: \langle x, y \rangle = \sum_i x_i y_i
+        ⟨x, y⟩ = Σ xᵢyᵢ
 
     Args:
         xs: A tensor or an iterable of tensors, as for :func:`normclip.total_norm`, but dense.
@@ -41,8 +47,8 @@ def dot(xs: Tensors, ys: Tensors) -> float | torch.Tensor:
 
     Returns:
         The product: a float, or for tensors on a device a 0-dim float64 tensor on that device. Its error is at most 1e-12 times
-        :math:`\sum_i |x_i y_i|`, and it has the same bits for any number of threads. For complex tensors it is the real part of
-        :math:`\sum_i \bar x_i y_i`. A pair with the same memory as an earlier pair is not counted again.
+        ``Σ |xᵢyᵢ|``, and it has the same bits for any number of threads. For complex tensors it is the real part of
+        Σ x̄ᵢyᵢ. A pair with the same memory as an earlier pair is not counted again.
 
     Raises:
         TypeError: As for :func:`normclip.total_norm`, or a tensor is sparse, or one tensor of a pair is complex and the other real.
@@ -57,10 +63,10 @@ def dot(xs: Tensors, ys: Tensors) -> float | torch.Tensor:
 
 
 def dot_stats(xs: Tensors, ys: Tensors) -> DotStats:
-    r"""Inner product, norms and cosine of two lists of tensors, in one read of both.
+    """Inner product, norms and cosine of two lists of tensors, in one read of both.
 
     For an optimizer's update u and the gradient g, a step with the learning rate η is predicted to lower the loss by
-    :math:`\eta \langle u, g \rangle`.
+    η⟨u, g⟩.
 
     Args:
         xs: As for :func:`dot`.

@@ -64,20 +64,20 @@ class PerTensor:
 
 @dataclass(frozen=True, eq=False)
 class Stats:
-    r"""Statistics of a list of tensors as one vector x of N elements. ``print`` it for a table.
+    """Statistics of a list of tensors as one vector x of N elements. ``print`` it for a table.
 
     Attributes:
         count: N.
         zeros: Elements equal to 0.
         nans: Elements that are NaN.
         infs: Elements that are infinite.
-        l1: :math:`\sum_i |x_i|`.
-        l2: :math:`\sqrt{\sum_i x_i^2}`.
-        linf: :math:`\max_i |x_i|`.
-        rms: :math:`\|x\|_2 / \sqrt N`.
-        mean_abs: :math:`\|x\|_1 / N`.
-        sign_cosine: :math:`\cos(\operatorname{sign} x, x) = \|x\|_1 / (\sqrt{N - \text{zeros}}\, \|x\|_2)`; NaN for a zero or non-finite x.
-        density: :math:`\|x\|_1^2 / (N \|x\|_2^2)` (Bernstein et al. 2018); NaN for a zero or non-finite x.
+        l1: ``Σ |xᵢ|``.
+        l2: √Σ xᵢ².
+        linf: ``max |xᵢ|``.
+        rms: ‖x‖₂ / √N.
+        mean_abs: ‖x‖₁ / N.
+        sign_cosine: the cosine of sign x and x, ‖x‖₁ / (√(N − zeros) · ‖x‖₂); NaN for a zero or non-finite x.
+        density: ‖x‖₁² / (N · ‖x‖₂²) (Bernstein et al. 2018); NaN for a zero or non-finite x.
         moments: The moments that these figures are derived from. They can be merged with those of other tensors.
         norms: The norms of further orders that were requested.
         groups: The moments of each group that was requested, and of the group "rest" if it has members. A group without tensors has the

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import torch
 
-__all__ = ["Arrays", "NamedParameters", "Order", "Parameters", "Scalar", "SupportsDLPack", "Tensors"]
+__all__ = ["NamedParameters", "Order", "Parameters", "Scalar", "SupportsDLPack", "Tensors"]
 
 
 class SupportsDLPack(Protocol):
@@ -24,9 +23,6 @@ class SupportsDLPack(Protocol):
 
 Tensors: TypeAlias = "SupportsDLPack | Iterable[SupportsDLPack]"
 """A tensor of any library, or several."""
-
-Arrays: TypeAlias = "npt.NDArray[Any] | Iterable[npt.NDArray[Any]]"
-"""A NumPy array, or several."""
 
 Parameters: TypeAlias = "torch.Tensor | Iterable[torch.Tensor]"
 """A torch tensor, or several."""

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, cast, overload
 
 from normclip._arguments import check_not_negative, check_number, check_positive, check_smoothness
 from normclip._formulas import Fraction, evaluate, square, times
 from normclip.products import dot
 from normclip.theory._wide import wide
-from normclip.typing import Arrays, Scalar, Tensors
+from normclip.typing import Parameters, Scalar, Tensors
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     import torch
 
 __all__ = ["guaranteed_descent", "predicted_descent", "rate_scaling", "sgd_descent", "sign_descent", "stable_step"]
 
 
 @overload
-def predicted_descent(updates: Arrays, gradients: Arrays, lr: float) -> float: ...
+def predicted_descent(updates: npt.NDArray[Any], gradients: npt.NDArray[Any], lr: float) -> float: ...
+@overload
+def predicted_descent(updates: Parameters, gradients: Parameters, lr: float) -> float | torch.Tensor: ...
+@overload
+def predicted_descent(updates: Iterable[npt.NDArray[Any]], gradients: Iterable[npt.NDArray[Any]], lr: float) -> float: ...
 @overload
 def predicted_descent(updates: Tensors, gradients: Tensors, lr: float) -> float | torch.Tensor: ...
 def predicted_descent(updates: Tensors, gradients: Tensors, lr: float) -> float | torch.Tensor:
