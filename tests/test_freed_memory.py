@@ -72,7 +72,7 @@ class Meddling(Formula):
 
     meddle: Callable[[], object]
 
-    def _formula(self, xp: Any, n: Any) -> Any:
+    def formula(self, xp: Any, n: Any) -> Any:
         self.meddle()
         return 0.5 * n / n
 

@@ -231,12 +231,12 @@ def test_a_step_that_fails_has_noted_nothing(make: Callable[[], Threshold], monk
 
     optimizer = ClippedSGD(parameters_of(torch.float32), 0.1, make(), momentum=0.9)
     run(optimizer, range(3))
-    noted, limit, norm = optimizer.rule.state_dict(), optimizer.rule.max_norm, optimizer.last_norm
+    noted, limit, norm = optimizer.rule.state_dict(), optimizer.rule.last_limit, optimizer.last_norm
     monkeypatch.setattr(DeviceStep, "step_", fail)
     optimizer.state.clear()
     with serving(Served(rust=(), triton=())), pytest.raises(WriteError):
         run(optimizer, range(3, 4))
-    assert (optimizer.rule.state_dict(), optimizer.rule.max_norm, optimizer.last_norm) == (noted, limit, norm)
+    assert (optimizer.rule.state_dict(), optimizer.rule.last_limit, optimizer.last_norm) == (noted, limit, norm)
     assert not optimizer.state
 
 
@@ -251,7 +251,7 @@ def test_clipping_that_fails_has_noted_nothing(clip: Any, monkeypatch: pytest.Mo
         set_gradients([weight], seed)
         clip(weight, rule)
         adagc.clip_([weight])
-    noted, limit, norms = rule.state_dict(), rule.max_norm, adagc.state_dict()
+    noted, limit, norms = rule.state_dict(), rule.last_limit, adagc.state_dict()
     for module in ("clip", "clip_grads", "thresholds.adagc"):
         monkeypatch.setattr(f"normclip.{module}.mark_written", broken)
     assert isinstance(weight, nn.Parameter)
@@ -260,4 +260,4 @@ def test_clipping_that_fails_has_noted_nothing(clip: Any, monkeypatch: pytest.Mo
         clip(weight, rule)
     with pytest.raises(WriteError):
         adagc.clip_([weight])
-    assert (rule.state_dict(), rule.max_norm, adagc.state_dict()) == (noted, limit, norms)
+    assert (rule.state_dict(), rule.last_limit, adagc.state_dict()) == (noted, limit, norms)

@@ -1,6 +1,7 @@
 """Rules against the formulas, inequalities and numbers of the theory, on floats, NumPy and torch, and through every function that clips."""
 
 import contextlib
+import copy
 import dataclasses
 import doctest
 import itertools
@@ -18,7 +19,10 @@ from hypothesis import strategies as st
 
 import normclip
 from normclip import rules
-from normclip.rules import DescentLimit, Hard, Normalize, Rule, Smoothness, Soft
+from normclip.optim import ClippedSGD
+from normclip.rules import DescentLimit, Formula, Hard, Least, Normalize, Rule, Smoothness, Soft
+from normclip.thresholds import AutoClip, ZClip
+from support.training import by_clipping
 
 ALL: list[Rule] = [
     Hard(1.5),
@@ -28,6 +32,7 @@ ALL: list[Rule] = [
     Smoothness(2.0, 0.5, lr=0.1),
     Smoothness(2.0, 0.5, lr=0.1, exact=True),
     DescentLimit(1.5),
+    Least(2.5, Soft(9.0), DescentLimit(4.0)),
 ]
 SIZES = st.floats(1e-150, 1e150)
 REAL_STEPS = st.floats(1e-6, 1e6)
@@ -137,6 +142,8 @@ def _at(rule: Any, n: float) -> Any:
             return norm / (n + beta) if n + beta else mpmath.inf
         case Smoothness(l0, l1, lr, exact):
             growth = mpmath.mpf(l1) * n
+            if l0 + growth == 0:
+                return mpmath.inf
             step = 1 / (lr * (l0 + growth))
             share = growth / (l0 + growth)
             return step * mpmath.log1p(share) / share if exact and share else step
@@ -200,11 +207,15 @@ def test_hard_limits_at_the_ends() -> None:
         (lambda: Soft(math.inf), "max_norm is inf"),
         (lambda: Normalize(0.0), "norm is 0.0"),
         (lambda: Normalize(1.0, beta=-1.0), "beta is -1.0"),
-        (lambda: Smoothness(0.0, 1.0, 0.1), "L0 is 0.0"),
+        (lambda: Smoothness(-1.0, 1.0, 0.1), "L0 is -1.0"),
+        (lambda: Smoothness(0.0, 0.0, 0.1), "L0 and L1 are both 0"),
         (lambda: Smoothness(1.0, -1.0, 0.1), "L1 is -1.0"),
         (lambda: Smoothness(1.0, 1.0, 0.0), "lr is 0.0"),
         (lambda: DescentLimit(0.0), "limit is 0.0"),
         (lambda: DescentLimit(math.nan), "limit is nan"),
+        (lambda: Least(), "there is no rule"),
+        (lambda: Least(1.0, -2.0), r"rules\[1\] is -2.0"),
+        (lambda: Least(*[AutoClip()] * 2), r"rules\[1\] is given twice"),
     ],
 )
 def test_bad_constants(make: Any, message: str) -> None:
@@ -215,9 +226,9 @@ def test_bad_constants(make: Any, message: str) -> None:
 @pytest.mark.parametrize("rule", ALL, ids=repr)
 def test_rules_are_values(rule: Rule) -> None:
     assert pickle.loads(pickle.dumps(rule)) == rule
-    assert len({rule, dataclasses.replace(rule)}) == 1  # type: ignore[type-var]
+    assert len({rule, copy.deepcopy(rule)}) == 1
     with pytest.raises(dataclasses.FrozenInstanceError):
-        rule.max_norm = 2.0  # type: ignore[attr-defined]
+        setattr(rule, dataclasses.fields(rule)[0].name, 2.0)  # type: ignore[arg-type]
 
 
 # ---- One formula, three kinds of numbers ----
@@ -244,6 +255,157 @@ def test_kinds_of_numbers(rule: Rule, method: str, value: float) -> None:
 def test_scalars_on_a_device_are_not_waited_for(rule: Rule) -> None:
     scalar = torch.zeros((), device="meta")  # has no value that could be asked for
     assert rule.coefficient(scalar).device.type == rule.multiplier(scalar).device.type == "meta"
+
+
+@pytest.mark.parametrize("rule", [*ALL, pytest.param(None, id="own")], ids=repr)
+def test_several_norms_at_once(rule: Rule | None) -> None:
+    rule = rule or Root(1.5)
+    norms = np.array([[0.0, 0.7], [40.0, math.inf], [math.nan, 1.5]])
+    for call in (rule.coefficient, rule.multiplier):
+        one_by_one = np.array([[call(float(norm)) for norm in row] for row in norms])
+        for dtype in (np.float64, np.float32):
+            found = call(norms.astype(dtype))
+            assert (found.dtype, found.shape) == (dtype, norms.shape)
+            np.testing.assert_allclose(found, one_by_one, rtol=1e-6 if dtype is np.float32 else 1e-15)
+        tensor = call(torch.from_numpy(norms))
+        np.testing.assert_allclose(tensor.numpy(), one_by_one, rtol=1e-15)
+        assert call(np.array([2, 3])).dtype == np.float64
+        assert call(np.array(2.0)) == call(2.0)
+
+
+# ---- The smallest of several ----
+
+CONSTITUENTS = st.lists(
+    st.one_of(
+        st.builds(Hard, st.floats(0.0, 1e3)),
+        st.builds(Soft, REAL_STEPS),
+        st.builds(Normalize, REAL_STEPS, REAL_STEPS),
+        st.builds(Smoothness, REAL_STEPS, REAL_STEPS, REAL_STEPS, st.booleans()),
+        st.builds(DescentLimit, REAL_STEPS),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@given(CONSTITUENTS, st.floats(0.0, 1e9))
+def test_least_is_the_smallest(constituents: list[Rule], norm: float) -> None:
+    rule = Least(*constituents)
+    assert rule.multiplier(norm) == min(each.multiplier(norm) for each in constituents)
+    with mpmath.workdps(50):
+        if norm > 0.0:  # where multiplier and coefficient are one
+            exact = min(_of_norm(each, norm) for each in constituents)
+            assert _close(rule.coefficient(norm), exact)
+    assert math.isnan(rule.multiplier(math.nan))
+
+
+def _of_norm(rule: Any, n: float) -> Any:
+    return min(mpmath.mpf(1), mpmath.mpf(rule.limit) / n / n) if isinstance(rule, DescentLimit) else _at(rule, n)
+
+
+def test_least_of_numbers_and_of_itself() -> None:
+    assert Least(2, np.float32(3.0)) == Least(Hard(2.0), Hard(3.0))
+    assert Least(Least(2.0, Soft(1.0)), 0.5).coefficient(3.0) == Hard(0.5).coefficient(3.0)
+    assert not Least(math.inf, Hard(math.inf)).writes
+    assert Least(math.inf).multiplier(math.nan) == 1.0
+    assert Least(math.inf, 5.0).writes
+    with pytest.raises(TypeError, match=r"rules\[0\] is the class AutoClip: pass an object"):
+        Least(AutoClip)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"rules\[1\] is 'soft'"):
+        Least(1.0, "soft")  # type: ignore[arg-type]
+
+
+@by_clipping
+def test_each_threshold_records_as_if_alone(clip: Any) -> None:
+    rule, twins = Least(2.0, AutoClip(50.0), ZClip(warmup=2)), (AutoClip(50.0), ZClip(warmup=2))
+    by: list[set[int]] = [set(), set(), set()]
+    for step, norm in enumerate([1.0, 2.0, 1.5, 9.0, 0.25, 1.0, 7.0]):
+        weight = torch.nn.Parameter(torch.zeros(2, dtype=torch.float64))
+        weight.grad = torch.tensor([0.6, 0.8], dtype=torch.float64) * norm
+        norm = normclip.total_norm(weight.grad).item()
+        limits = [2.0, *(twin.observe(norm) for twin in twins)]
+        clip(weight, rule)
+        assert weight.grad.norm().item() == pytest.approx(min(norm, *limits), rel=1e-12)
+        assert [each.state_dict() for each in rule.rules[1:]] == [twin.state_dict() for twin in twins]  # type: ignore[attr-defined]
+        if norm > min(limits):
+            by[limits.index(min(limits))].add(step)
+    assert by[1]
+
+
+def test_what_fails_is_recorded_by_none() -> None:
+    rule = Least(AutoClip(50.0), ZClip(warmup=1))
+    with pytest.raises(RuntimeError, match="not written"), rule.applying(3.0):
+        raise RuntimeError("not written")
+    assert [each.state_dict() for each in rule.rules] == [AutoClip().state_dict(), ZClip().state_dict()]  # type: ignore[attr-defined]
+    rule.coefficient(3.0)
+    assert rule.rules[0].state_dict() == {"history": []}  # type: ignore[attr-defined]
+
+
+# ---- A rule of one's own ----
+
+
+@dataclasses.dataclass(frozen=True)
+class Root(Formula):
+    max_norm: float
+
+    def formula(self, xp: Any, n: Any) -> Any:
+        return xp.where(n > self.max_norm, xp.sqrt(self.max_norm / n), 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant(Formula):
+    """Whose formula returns a plain number."""
+
+    value: Any
+
+    def formula(self, xp: Any, n: Any) -> Any:
+        return self.value
+
+
+OWN: list[Formula] = [Root(1.5), Constant(0.25), Constant(2)]
+
+
+@pytest.mark.parametrize("rule", OWN, ids=repr)
+@pytest.mark.parametrize("norm", [0.0, 0.7, 1.5, 6.0, 1e300, math.inf, math.nan])
+def test_own_rules_take_all_kinds_of_numbers(rule: Formula, norm: float) -> None:
+    expected = (
+        math.nan if math.isnan(norm) else rule.value if isinstance(rule, Constant) else math.sqrt(min(1.0, 1.5 / norm)) if norm else 1.0
+    )
+    multiplier = 1.0 if norm == 0.0 else expected
+    for call, value in ((rule.coefficient, expected), (rule.multiplier, multiplier)):
+        assert type(call(norm)) is float
+        assert call(norm) == pytest.approx(value, rel=1e-15, nan_ok=True)
+        for dtype in (np.float64, np.float32):
+            with np.errstate(over="ignore"):
+                found = call(dtype(norm))
+            assert type(found) is dtype
+        for dtype in (torch.float64, torch.float32, torch.bfloat16):
+            tensor = call(torch.tensor(norm, dtype=dtype))
+            assert (tensor.dtype, tensor.shape) == (dtype, ())
+            if norm < 1e9 or dtype == torch.float64:
+                assert tensor.item() == pytest.approx(value, rel=1e-2 if dtype == torch.bfloat16 else 1e-6, nan_ok=True)
+        assert call(torch.zeros((), device="meta")).device.type == "meta"  # is not waited for
+
+
+@pytest.mark.parametrize("rule", OWN, ids=repr)
+@by_clipping
+def test_own_rules_clip(clip: Any, rule: Formula) -> None:
+    for norm in (0.0, 1.0, 6.0):
+        weight = torch.nn.Parameter(torch.zeros(2, dtype=torch.float64))
+        weight.grad = torch.tensor([0.6, 0.8], dtype=torch.float64) * norm
+        before = weight.grad.clone()
+        clip(weight, rule)
+        torch.testing.assert_close(weight.grad, before * rule.multiplier(norm), rtol=1e-14, atol=0.0)
+
+
+def test_own_rules_in_a_step_and_on_arrays() -> None:
+    weight = torch.nn.Parameter(torch.zeros(2, dtype=torch.float64))
+    weight.grad = torch.tensor([3.6, 4.8], dtype=torch.float64)
+    ClippedSGD([weight], lr=1.0, rule=Root(1.5)).step()
+    torch.testing.assert_close(weight.detach(), torch.tensor([-1.8, -2.4], dtype=torch.float64))
+    arrays = [np.array([3.6]), np.array([[4.8]])]
+    normclip.clip_(arrays, Root(1.5))
+    assert [array.item() for array in arrays] == pytest.approx([1.8, 2.4])
 
 
 # ---- Through the functions that clip ----

@@ -67,7 +67,15 @@ def test_the_rate_keeps_the_descent(elements: int, reference: int, norm: float, 
     assert theory.rate_scaling(4 * elements, elements) == 0.5
 
 
-@pytest.mark.parametrize("function", [lambda x: theory.sgd_descent(x, 0.5), lambda x: theory.implicit_penalty(x, 2.0)])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: theory.sgd_descent(x, 0.5),
+        lambda x: theory.implicit_penalty(x, 2.0),
+        lambda x: theory.guaranteed_descent(x, 1.0, 1.0),
+        lambda x: theory.stable_step(x, 0.0, 4.0 / 27.0),
+    ],
+)
 def test_kinds_of_numbers(function: Callable[[Any], Any]) -> None:
     assert type(function(3.0)) is float
     assert type(function(np.float32(3.0))) is np.float32
@@ -210,6 +218,68 @@ def test_a_step_of_no_length_has_no_descent(function: Callable[..., Any], kind: 
     assert float(function(kind(narrow), 2.0**-90)) == function(narrow, 2.0**-90) > 0.0
 
 
+@given(
+    st.floats(-1e3, 1e3),
+    st.floats(1e-3, 1e3),
+    st.floats(0.0, 10.0),
+)
+def test_the_guarantee_is_attained_by_a_parabola(x: float, curvature: float, steps: float) -> None:
+    lr = steps / curvature
+    found = theory.guaranteed_descent(abs(curvature * x), lr, curvature)
+    with mpmath.workdps(50):
+        point, slope = mpmath.mpf(x), mpmath.mpf(curvature)
+        exact = slope / 2 * (point**2 - (point - lr * slope * point) ** 2)
+    assert found == pytest.approx(float(exact), rel=1e-13, abs=1e-12 * curvature * x * x)
+    norm, stable = abs(curvature * x), theory.stable_step(abs(curvature * x), curvature)
+    assert stable == 2.0 / curvature
+    if norm > 1e-100:
+        assert theory.guaranteed_descent(norm, 0.999 * stable, curvature) > 0.0 > theory.guaranteed_descent(norm, 1.001 * stable, curvature)
+        assert theory.guaranteed_descent(norm, lr, curvature) <= theory.sgd_descent(norm, lr)
+
+
+@given(st.lists(st.floats(-3.0, 3.0), min_size=1, max_size=5), st.floats(0.0, 5.0))
+def test_the_guarantee_holds(point: list[float], lr: float) -> None:
+    """For Σ log cosh x, whose curvature is at most 1, from any point."""
+    x = np.array(point)
+    gradient = np.tanh(x)
+    norm = normclip.total_norm(gradient)
+    descent = float(np.log(np.cosh(x)).sum() - np.log(np.cosh(x - lr * gradient)).sum())
+    assert descent >= theory.guaranteed_descent(norm, lr, smoothness=1.0) - 1e-12
+
+
+def test_guarantees_and_stable_steps_of_every_size() -> None:
+    with mpmath.workdps(1300):
+        for norm, lr, curvature in itertools.product(ENDS, repeat=3):
+            exact = (mpmath.mpf(lr) - mpmath.mpf(curvature) * lr * lr / 2) * mpmath.mpf(norm) ** 2
+            found = theory.guaranteed_descent(norm, lr, curvature)
+            factor = exact / mpmath.mpf(norm) ** 2 if norm else 0
+            if factor == 0 or 1e-307 < abs(factor) < sys.float_info.max:  # else the factor has no float
+                assert _near(found, exact), (norm, lr, curvature)
+            if lr or curvature:
+                step = mpmath.mpf(lr) + mpmath.mpf(curvature) * norm
+                assert _near(theory.stable_step(norm, lr, curvature), 2 / step if step else mpmath.inf), (norm, lr, curvature)
+    assert math.isnan(theory.stable_step(math.nan, 1.0))
+    assert theory.stable_step(math.inf, 0.5) == 4.0
+    assert theory.stable_step(math.inf, 0.5, 1.0) == 0.0
+
+
+def _near(found: float, exact: Any) -> bool:
+    if math.isinf(found):
+        return bool(abs(exact) >= sys.float_info.max * (1 - 1e-14)) and (found > 0) == (exact > 0)
+    return bool(abs(found - exact) <= 1e-14 * abs(exact) + 1e-320)
+
+
+@given(st.floats(0.1, 1e3), st.floats(0.01, 1.0), st.floats(1e-6, 1.0))
+def test_the_penalty_of_a_clipped_step(norm: float, lr: float, limit: float) -> None:
+    """The step that was taken is that of gradient descent with a shorter rate, so it has the penalty of that step."""
+    coefficient = rules.Hard(limit * norm).coefficient(norm)
+    gradient = np.array([0.6, 0.8]) * norm
+    clipped = gradient.copy()
+    normclip.clip_(clipped, limit * norm)
+    step = float(np.linalg.norm(lr * clipped)) / norm  # the h for which the step is h·g
+    assert theory.implicit_penalty(norm, lr=coefficient * lr) == pytest.approx(step / 4 * norm**2, rel=1e-12, abs=1e-300)
+
+
 def test_predicted_descent_of_no_step() -> None:
     assert theory.predicted_descent(np.array([math.inf]), np.array([1.0]), 0.0) == 0.0
     assert math.isnan(theory.predicted_descent(np.array([math.nan]), np.array([1.0]), 0.0))
@@ -275,6 +345,12 @@ def test_without_growth() -> None:
         (lambda: theory.descent_bound(1.0, 1.0, math.nan, 1.0), "norm is nan"),
         (lambda: theory.gradient_bound(1.0, 1.0, 1.0, -1.0), "distance is -1.0"),
         (lambda: theory.rate_scaling(0, 1), "elements is 0.0"),
+        (lambda: theory.stable_step(1.0, 0.0), "L0 and L1 are both 0"),
+        (lambda: theory.stable_step(1.0, -1.0), "L0 is -1.0"),
+        (lambda: theory.guaranteed_descent(1.0, -0.1, 1.0), "lr is -0.1"),
+        (lambda: theory.guaranteed_descent(1.0, 0.1, math.inf), "smoothness is inf"),
+        (lambda: theory.sgd_descent(1.0, "fast"), "lr is 'fast': pass a number"),
+        (lambda: theory.implicit_penalty(1.0, "fast"), "lr is 'fast': pass a number"),
         (lambda: theory.fit_l0_l1([1.0], [1.0, 2.0]), "1 values of smoothness for 2 norms"),
         (lambda: theory.fit_l0_l1([], []), "no point"),
         (lambda: theory.fit_l0_l1([math.nan], [1.0]), "no point"),

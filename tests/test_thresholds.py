@@ -10,6 +10,7 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -18,14 +19,14 @@ from hypothesis import strategies as st
 
 import normclip
 from normclip.optim import ClippedSGD
-from normclip.rules import Hard
-from normclip.thresholds import AGC, AdaGC, AutoClip, Threshold, ZClip
+from normclip.rules import Hard, Least, Rule
+from normclip.thresholds import AGC, AdaClip, AdaGC, AdaGN, AutoClip, Threshold, ZClip
 from support.training import by_clipping
 
 NORMS = st.lists(st.floats(0.0, 1e6), min_size=1, max_size=60)
 
 
-@pytest.mark.parametrize("name", ["", ".adagc", ".agc", ".autoclip", ".zclip"])
+@pytest.mark.parametrize("name", ["", ".adagc", ".agc", ".autoclip", ".stablespam", ".zclip"])
 def test_doctests(name: str) -> None:
     failed, attempted = doctest.testmod(importlib.import_module(f"normclip.thresholds{name}"))
     assert failed == 0
@@ -50,6 +51,27 @@ def test_autoclip_is_numpys_percentile(norms: list[float], percentile: float) ->
         assert min(norms[:count]) <= told <= max(norms[:count])
 
 
+@given(NORMS, st.floats(0.0, 100.0), st.integers(1, 20))
+def test_a_window_is_numpys_percentile_of_the_latest(norms: list[float], percentile: float, window: int) -> None:
+    rule, resumed = AutoClip(percentile, window), AutoClip(percentile, window)
+    for count, norm in enumerate(norms, 1):
+        before, latest = norms[max(0, count - 1 - window) : count - 1], norms[max(0, count - window) : count]
+        expected = np.percentile(before, percentile) if before else math.inf
+        assert rule.threshold(math.inf) == pytest.approx(expected, rel=1e-12, abs=1e-300)
+        told = rule.threshold(norm)
+        resumed.load_state_dict(_through_json(rule.state_dict()))
+        assert told == rule.observe(norm) == resumed.observe(norm)
+        assert told == pytest.approx(np.percentile(latest, percentile), rel=1e-12, abs=1e-300)
+        assert rule.state_dict() == {"history": latest}
+
+
+def test_a_window_forgets() -> None:
+    all_of_them, latest = AutoClip(50.0), AutoClip(50.0, window=5)
+    for norm in [100.0] * 50 + [1.0] * 5:
+        limits = all_of_them.observe(norm), latest.observe(norm)
+    assert limits == (100.0, 1.0)
+
+
 # ---- ZClip ----
 
 
@@ -72,6 +94,67 @@ def test_zclip_is_the_formula(norms: list[float], alpha: float, z: float, warmup
         variance = alpha * variance + (1 - alpha) * (norm - mean) ** 2
 
 
+def _zclip_of_the_authors(
+    norms: list[float], alpha: float, z: float, warmup: int, max_norm: float | None, mode: str, eps: float
+) -> tuple[list[float], float, float]:
+    """The norms after clipping as their code computes them, without the 1e-6 in its last division, and the averages at the end."""
+    buffer: list[float] = []
+    after: list[float] = []
+    mean = variance = 0.0
+    for norm in norms:
+        if len(buffer) < warmup:
+            buffer.append(norm)
+            mean = sum(buffer) / len(buffer)
+            variance = sum((first - mean) ** 2 for first in buffer) / len(buffer)
+            after.append(norm if max_norm is None else min(norm, max_norm))
+            continue
+        deviation = variance**0.5
+        limit = None
+        if mode == "percentile":
+            if norm > mean + z * deviation:
+                limit = mean + z * deviation
+        elif (score := (norm - mean) / (deviation + eps)) > z:
+            limit = mean + z * deviation / (score / z)
+        effective = norm if limit is None else limit
+        after.append(effective if max_norm is None else min(effective, max_norm))
+        mean = alpha * mean + (1 - alpha) * effective
+        variance = alpha * variance + (1 - alpha) * (effective - mean) ** 2
+    return after, mean, variance**0.5
+
+
+@pytest.mark.parametrize("mode", ["zscore", "percentile"])
+@pytest.mark.parametrize("max_norm", [None, 0.4, 1.0, 3.0])
+@pytest.mark.parametrize("seed", range(5))
+def test_zclip_is_the_authors_code(mode: Any, max_norm: float | None, seed: int) -> None:
+    norms = np.random.default_rng(seed).lognormal(sigma=1.0, size=60).tolist()
+    after, mean, deviation = _zclip_of_the_authors(norms, 0.9, 1.5, 6, max_norm, mode, eps=0.0)
+    limit = math.inf if max_norm is None else max_norm
+    rule, beside = ZClip(0.9, 1.5, 6, limit, mode), Least(ZClip(0.9, 1.5, 6, mode=mode), limit)
+    found, same = [rule.multiplier(norm) * norm for norm in norms], [beside.multiplier(norm) * norm for norm in norms]
+    assert found == same == pytest.approx(after, rel=1e-9)
+    assert after != norms
+    state = rule.state_dict()
+    assert (state["mean"], state["deviation"]) == pytest.approx((mean, deviation), rel=1e-9)
+    assert state == beside.rules[0].state_dict()  # type: ignore[attr-defined]
+
+
+def test_what_the_authors_epsilon_does() -> None:
+    """It is in the docstring: with it, fewer small norms are outliers, and these are clipped less."""
+    norms = [1e-6, 3e-6, 7e-6]
+    clipped = [_zclip_of_the_authors(norms, 0.97, 2.5, 2, None, "zscore", eps)[0][-1] for eps in (0.0, 1e-6, 1e-5)]
+    assert clipped[0] == pytest.approx(3.25e-6)
+    assert clipped[0] < clipped[1] <= clipped[2] == norms[-1]
+
+
+def test_the_limit_of_zclip_is_the_largest_there_is() -> None:
+    rule = ZClip(warmup=2, max_norm=2.0)
+    assert [rule.threshold(norm) for norm in (1.0, 5.0, math.inf)] == [2.0] * 3
+    assert rule.multiplier(math.inf) == 0.0
+    assert rule.state_dict()["first"] == []
+    assert rule.observe(5.0) == rule.last_limit == 2.0
+    assert rule.state_dict()["first"] == [5.0]
+
+
 def test_further_outliers_are_clipped_more() -> None:
     rule = ZClip(warmup=2)
     rule.observe(9.0)
@@ -92,7 +175,12 @@ def test_zclip_does_not_overflow() -> None:
 
 # ---- Both, through the functions that clip ----
 
-POLICIES: list[Callable[[], Threshold]] = [lambda: AutoClip(30), lambda: ZClip(alpha=0.8, z=1.5, warmup=3)]
+POLICIES: list[Callable[[], Threshold]] = [
+    lambda: AutoClip(30),
+    lambda: AutoClip(30, window=3),
+    lambda: ZClip(alpha=0.8, z=1.5, warmup=3),
+    lambda: ZClip(alpha=0.8, z=1.5, warmup=3, mode="percentile"),
+]
 SEQUENCE = [1.0, 4.0, 0.5, 30.0, 2.0, 0.0, 7.0, 3.0, 90.0, 1.0]
 
 
@@ -343,6 +431,165 @@ def test_the_papers_constants_are_the_defaults() -> None:
     assert (ZClip().alpha, ZClip().z, ZClip().warmup) == (0.97, 2.5, 25)
     assert (AdaGC().relative, AdaGC().absolute, AdaGC().beta, AdaGC().warmup) == (1.05, 1.0, 0.98, 100)
     assert (AGC().clip, AGC().eps) == (0.01, 1e-3)
+    assert (AdaGN().gamma1, AdaGN().gamma2, AdaGN().eps, AdaClip().theta) == (0.7, 0.9, 1e-8, 0.999)
+
+
+# ---- Stable-SPAM ----
+
+
+Named = dict[str, np.ndarray]
+
+
+def _adagn(**_: Any) -> AdaGN:
+    return AdaGN()
+
+
+def _adaclip(**_: Any) -> AdaClip:
+    return AdaClip()
+
+
+@given(NORMS, st.floats(0.01, 0.99), st.floats(0.01, 0.99))
+def test_adagn_is_the_authors_formula(norms: list[float], gamma1: float, gamma2: float) -> None:
+    rule = AdaGN(gamma1, gamma2)
+    with mpmath.workdps(60):
+        m = v = mpmath.mpf(0)
+        for step, norm in enumerate(norms, 1):
+            m = gamma1 * m + (1 - mpmath.mpf(gamma1)) * norm
+            v = gamma2 * v + (1 - mpmath.mpf(gamma2)) * mpmath.mpf(norm) ** 2
+            corrected = m / (1 - mpmath.mpf(gamma1) ** step), mpmath.sqrt(v / (1 - mpmath.mpf(gamma2) ** step))
+            exact = corrected[0] / (corrected[1] + mpmath.mpf(1e-8)) / norm if norm else mpmath.mpf(1)
+            asked, found = rule.coefficient(norm), rule.multiplier(norm)
+            assert found == (asked if norm and asked < math.inf else 1.0)
+            if norm > 1e-290:
+                assert abs(found - exact) <= 1e-12 * exact
+                assert found * norm <= 1.0 + 1e-12 or gamma1 != gamma2
+
+
+def test_adagn_makes_small_gradients_large_and_spikes_small() -> None:
+    rule = AdaGN()
+    after = [rule.multiplier(norm) * norm for norm in (1e-3, 2e-3, 1e-3, 1.0, 1e-3, 1e200, 1e-3)]
+    assert all(0.01 < norm < 2.0 for norm in after[:6])
+    assert all(map(math.isfinite, rule.state_dict().values()))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_adagn_forgets_what_is_not_finite(bad: float) -> None:
+    rule, twin = AdaGN(), AdaGN()
+    for norm in [None, *SEQUENCE]:
+        if norm is not None:
+            assert rule.multiplier(norm) == twin.multiplier(norm)
+        assert rule.multiplier(bad) == pytest.approx(math.nan if math.isnan(bad) else 0.0, nan_ok=True)
+    assert rule.state_dict() == twin.state_dict()
+    with pytest.raises(ValueError, match=r"norm is -1\.0"):
+        rule.multiplier(-1.0)
+
+
+@by_clipping
+def test_each_call_is_one_step_of_adagn(clip: Any) -> None:
+    rule, twin = AdaGN(), AdaGN()
+    for norm in SEQUENCE:
+        weight = _gradients(norm)
+        assert weight.grad is not None
+        before, measured = weight.grad.clone(), normclip.total_norm(weight.grad).item()
+        clip(weight, rule)
+        torch.testing.assert_close(weight.grad, before * twin.multiplier(measured), rtol=1e-13, atol=0.0)
+        assert rule.state_dict() == twin.state_dict()
+
+
+def _stable_spam_of_the_authors(gradients: list[Named], theta: float) -> tuple[list[Named], list[Named]]:
+    """Gradients after the element threshold, and then after the norm rule, each by tensor."""
+    clipped, normed, state = [], [], {name: [0.0, 0.0, 0.0] for name in gradients[0]}
+    for step, named in enumerate(gradients, 1):
+        clipped.append({name: gradient.copy() for name, gradient in named.items()})
+        normed.append({})
+        for name, gradient in clipped[-1].items():
+            maximum, m, v = state[name]
+            most = abs(gradient).max()
+            maximum = theta * maximum + (1 - theta) * most
+            limit = maximum / (1 - theta**step)
+            beyond = abs(gradient) > limit * (1 + 1e-12)  # in the first step the limit is the maximum, within rounding
+            gradient[beyond] = gradient[beyond] / most * limit
+            norm = np.linalg.norm(gradient)
+            m, v = 0.7 * m + 0.3 * norm, 0.9 * v + 0.1 * norm**2
+            normed[-1][name] = gradient / norm * (m / (1 - 0.7**step)) / (math.sqrt(v / (1 - 0.9**step)) + 1e-8)
+            state[name] = [maximum, m, v]
+    return clipped, normed
+
+
+def test_stable_spam_is_the_authors_code() -> None:
+    generator = np.random.default_rng(0)
+    sizes = {"a": (3, 4), "b": (5,), "c": ()}
+    gradients = [
+        {name: generator.standard_normal(size) * generator.lognormal(sigma=1.5) for name, size in sizes.items()} for _ in range(25)
+    ]
+    clipped, normed = _stable_spam_of_the_authors([{name: np.atleast_1d(g) for name, g in step.items()} for step in gradients], theta=0.9)
+    parameters = [(name, torch.nn.Parameter(torch.zeros(size, dtype=torch.float64))) for name, size in sizes.items()]
+    policy, rules = AdaClip(theta=0.9), {name: AdaGN() for name in sizes}
+    written = 0
+    for step, named in enumerate(gradients):
+        for name, parameter in parameters:
+            parameter.grad = torch.from_numpy(np.array(named[name]))
+        versions = [parameter.grad._version for _, parameter in parameters]
+        stats = policy.clip_(parameters)
+        assert stats.per_tensor is not None
+        assert stats.per_tensor.linf.tolist() == [abs(named[name]).max() for name in sizes]
+        for (name, parameter), version in zip(parameters, versions, strict=True):
+            np.testing.assert_allclose(np.atleast_1d(parameter.grad.numpy()), clipped[step][name], rtol=1e-12)
+            touched = parameter.grad._version > version
+            assert touched == (not np.array_equal(parameter.grad.numpy(), named[name]))
+            written += touched
+        normclip.clip_grads_(parameters, limits=rules, groups=lambda name: name)
+        for name, parameter in parameters:
+            np.testing.assert_allclose(np.atleast_1d(parameter.grad.numpy()), normed[step][name], rtol=1e-12)
+    assert 10 < written < 60
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_elements_of_every_type(dtype: torch.dtype) -> None:
+    policy, weight = AdaClip(theta=0.5), torch.nn.Parameter(torch.zeros(2, 2, dtype=dtype))
+    for gradient in ([[1.0, 0.5], [0.0, 0.0]], [[7.0, -6.0], [5.5, 2.0]]):
+        weight.grad = torch.tensor(gradient, dtype=dtype).t()  # not contiguous
+        policy.clip_([weight])
+    expected = torch.tensor([[5.0, -30 / 7], [27.5 / 7, 2.0]], dtype=torch.float64).t().to(dtype)
+    torch.testing.assert_close(weight.grad, expected, rtol=torch.finfo(dtype).eps, atol=0.0)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_tensors_that_are_not_finite_are_left_alone(bad: float) -> None:
+    policy = AdaClip(theta=0.5)
+    model = _model([1.0, 1.0])
+    policy.clip_(model)
+    model["w0"].grad = torch.tensor([bad, 8.0, 1.0], dtype=torch.float64)
+    model["w1"].grad = torch.tensor([0.0, 8.0, 1.0], dtype=torch.float64)
+    stats = policy.clip_(model)
+    assert stats.nans + stats.infs == 1
+    assert model["w0"].grad[1:].tolist() == [8.0, 1.0]
+    assert model["w1"].grad[1] < 8.0
+    assert [steps for steps, _ in policy.state_dict()["maxima"].values()] == [1, 2]
+
+
+def test_adaclip_is_all_or_nothing() -> None:
+    policy, weight = AdaClip(), _gradients(9.0)
+    policy.clip_([("w", weight)])
+    before, state = _gradients(99.0).grad, policy.state_dict()
+    assert before is not None
+    others = {
+        "sparse": torch.eye(2).to_sparse(),
+        "complex": torch.ones(2, 2, dtype=torch.complex64),
+        "expand": torch.ones(1, 2).expand(2, 2),
+    }
+    for message, gradient in others.items():
+        weight.grad = before.clone()
+        other = torch.nn.Parameter(torch.ones(2, 2, dtype=gradient.dtype))
+        other.grad = gradient
+        with pytest.raises((TypeError, ValueError), match=message):
+            policy.clip_([("w", weight), ("o", other)])
+        assert torch.equal(weight.grad, before)
+        assert policy.state_dict() == state
+    with pytest.raises(ValueError, match="same name"):
+        policy.clip_([("w", weight), ("w", _gradients(1.0))])
+    policy.clip_([("w", weight), ("none", torch.nn.Parameter(torch.ones(2)))])
+    assert policy.state_dict()["maxima"].keys() == {"w"}
 
 
 # ---- State ----
@@ -359,7 +606,7 @@ def _through_torch(state: Any) -> Any:
     return torch.load(file, weights_only=True)
 
 
-@pytest.mark.parametrize("make", [*POLICIES, lambda: AdaGC(warmup=4, beta=0.9)])
+@pytest.mark.parametrize("make", [*POLICIES, lambda: AdaGC(warmup=4, beta=0.9), lambda: AdaGN(), lambda: AdaClip(0.5)])
 @pytest.mark.parametrize("saved_at", [0, 2, 7])
 @pytest.mark.parametrize("through", [_through_json, _through_torch, lambda state: state], ids=["JSON", "torch", "itself"])
 def test_resumes_bit_for_bit(make: Callable[[], Any], saved_at: int, through: Callable[[Any], Any]) -> None:
@@ -367,7 +614,7 @@ def test_resumes_bit_for_bit(make: Callable[[], Any], saved_at: int, through: Ca
 
     def step(policy: Any, row: Any) -> bytes:
         model = _model(row)
-        policy.clip_(model) if isinstance(policy, AdaGC) else normclip.clip_grad_norm_(model.values(), rule=policy)
+        policy.clip_(model) if isinstance(policy, (AdaGC, AdaClip)) else normclip.clip_grad_norm_(model.values(), rule=policy)
         return b"".join(parameter.grad.numpy().tobytes() for parameter in model.values())
 
     policy = make()
@@ -409,7 +656,7 @@ def test_states_are_plain_whatever_a_norm_is(make: Callable[[], Threshold], kind
     rule.multiplier(kind(2.0))
     state = rule.state_dict()
     assert _through_json(state) == _through_torch(state) == state
-    assert type(rule.max_norm) is float
+    assert type(rule.last_limit) is float
 
 
 def test_a_norm_is_not_negative() -> None:
@@ -423,7 +670,7 @@ def test_a_norm_is_not_negative() -> None:
 @pytest.mark.parametrize(
     ("make", "spoiled", "message"),
     [
-        (AutoClip, {"history": [1.0, 3.0, 2.0]}, "history in the state is not sorted"),
+        (lambda **_: AutoClip(window=12), {"history": [1.0] * 13}, "history in the state has 13 norms, and window is 12"),
         (AutoClip, {"history": [1.0, math.nan]}, "history in the state holds nan"),
         (AutoClip, {"history": [-1.0]}, "history in the state holds -1.0"),
         (AutoClip, {"history": ["1.0"]}, "history in the state holds '1.0'"),
@@ -445,14 +692,23 @@ def test_a_norm_is_not_negative() -> None:
         (AdaGC, {"norms": {"w0": 0.0}}, "norms in the state holds a norm of 0"),
         (AdaGC, {"norms": {"w0": math.inf}}, "norms in the state holds inf"),
         (AdaGC, {"norms": {"w0": None}}, "norms in the state holds None"),
+        (_adagn, {"steps": -1}, "steps in the state is -1"),
+        (_adagn, {"mean": math.inf}, "mean in the state holds inf"),
+        (_adagn, {"root": -1.0}, "root in the state holds -1.0"),
+        (_adaclip, {"maxima": [1.0]}, "maxima in the state is not a dict"),
+        (_adaclip, {"maxima": {"w0": 1.0}}, "maxima in the state does not hold a number of steps and a maximum"),
+        (_adaclip, {"maxima": {"w0": [1, 2.0, 3.0]}}, "maxima in the state does not hold"),
+        (_adaclip, {"maxima": {"w0": [1.5, 2.0]}}, "maxima in the state is 1.5"),
+        (_adaclip, {"maxima": {"w0": [1, math.nan]}}, "maxima in the state holds nan"),
     ],
 )
 def test_bad_states_change_nothing(make: Callable[..., Any], spoiled: dict[str, Any], message: str) -> None:
     policy = make() if make is AutoClip else make(warmup=3)
     for norm in SEQUENCE:
-        policy.clip_(_model([norm])) if make is AdaGC else policy.observe(norm)
+        policy.multiplier(norm) if isinstance(policy, Rule) else policy.clip_(_model([norm]))
     before = policy.state_dict()
     other = {"history": [9.0], "first": [9.0], "mean": 9.0, "deviation": 9.0, "steps": 9, "norms": {"w0": 9.0}}
+    other |= {"root": 9.0, "maxima": {"w0": [9, 9.0]}}
     with pytest.raises(ValueError, match=f"{message}.*Nothing has changed"):
         policy.load_state_dict({**{name: other[name] for name in before}, **spoiled})
     assert policy.state_dict() == before
@@ -485,6 +741,17 @@ def test_the_deviation_of_huge_norms_is_finite() -> None:
     [
         (lambda: AutoClip(-1), "percentile is -1.0"),
         (lambda: AutoClip(math.nan), "percentile is nan"),
+        (lambda: AutoClip("ten"), "percentile is 'ten'"),
+        (lambda: AutoClip(window=0), "window is 0: pass a whole number, at least 1"),
+        (lambda: AutoClip(window=2.5), "window is 2.5: pass a whole number"),
+        (lambda: ZClip(alpha="a"), "alpha is 'a'"),
+        (lambda: ZClip(warmup=2.5), "warmup is 2.5"),
+        (lambda: ZClip(max_norm=-1.0), "max_norm is -1.0"),
+        (lambda: ZClip(mode="mean"), "mode is 'mean': choose 'zscore' or 'percentile'"),
+        (lambda: AdaGN(gamma1=1.0), "gamma1 is 1.0"),
+        (lambda: AdaGN(gamma2=0.0), "gamma2 is 0.0"),
+        (lambda: AdaGN(eps=0.0), "eps is 0.0"),
+        (lambda: AdaClip(theta=1.0), "theta is 1.0"),
         (lambda: ZClip(alpha=1.0), "alpha is 1.0"),
         (lambda: ZClip(z=0.0), "z is 0.0"),
         (lambda: ZClip(warmup=0), "warmup is 0"),

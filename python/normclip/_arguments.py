@@ -1,28 +1,13 @@
-"""Types of arguments, and checks that raise an error which names the argument and what to pass instead."""
+"""Checks of arguments, which raise an error that names the argument and what to pass instead."""
 
 from __future__ import annotations
 
 import math
 import types
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import Any
 
 from normclip._core import strictly
-
-if TYPE_CHECKING:
-    import torch
-
-
-class SupportsDLPack(Protocol):
-    """An array or tensor that shares its memory by the DLPack protocol."""
-
-    def __dlpack__(self, *, stream: Any = None) -> Any: ...
-
-    def __dlpack_device__(self) -> tuple[Any, int]: ...
-
-
-Tensors: TypeAlias = "SupportsDLPack | Iterable[SupportsDLPack]"
-Parameters: TypeAlias = "torch.Tensor | Iterable[torch.Tensor]"
+from normclip.typing import Order
 
 TORCH_EPSILON = 1e-6
 """The number that torch's clipping adds to the norm before dividing by it."""
@@ -65,7 +50,7 @@ def check_number(name: str, value: Any, expected: str = "a number", *, text: boo
         raise kind(f"{name} is {given}: pass {expected}") from error
 
 
-def check_order(name: str, value: float) -> float:
+def check_order(name: str, value: Order) -> float:
     """The order of a norm as a float.
 
     Raises:
@@ -115,4 +100,40 @@ def check_not_negative(name: str, value: float) -> float:
     value = check_number(name, value)
     if not 0.0 <= value < math.inf:
         raise ValueError(f"{name} is {value}: pass a finite number that is not negative")
+    return value
+
+
+def check_smoothness(L0: float, L1: float) -> tuple[float, float]:
+    """The constants of an (L0, L1)-smooth function as floats.
+
+    Raises:
+        TypeError, ValueError: One is no number, negative, or not finite, or both are 0.
+    """
+    L0, L1 = check_not_negative("L0", L0), check_not_negative("L1", L1)
+    if L0 == L1 == 0.0:
+        raise ValueError("L0 and L1 are both 0, which allows steps of any length: pass a positive number for one of them")
+    return L0, L1
+
+
+def check_count(name: str, value: int, least: int = 0) -> int:
+    """A whole number as an int.
+
+    Raises:
+        TypeError, ValueError: It is no number, not whole, or below the least that is allowed.
+    """
+    number = check_number(name, value, "a whole number")
+    if not number >= least or not number.is_integer():
+        raise ValueError(f"{name} is {value}: pass a whole number, at least {least}")
+    return int(number)
+
+
+def check_share(name: str, value: float) -> float:
+    """A number between 0 and 1, exclusive, as a float.
+
+    Raises:
+        TypeError, ValueError: It is no number, or not between 0 and 1.
+    """
+    value = check_number(name, value)
+    if not 0.0 < value < 1.0:
+        raise ValueError(f"{name} is {value}: pass a number above 0 and below 1")
     return value

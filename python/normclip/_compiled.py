@@ -12,9 +12,10 @@ from torch import Tensor
 from normclip._arguments import TORCH_EPSILON, check_limit, check_order
 from normclip._backends import collect
 from normclip._results import as_tensor, check_finite, mark_written
+from normclip.typing import Order
 
 
-def clip_grad_norm_(parameters: Any, max_norm: float, norm_type: float, error_if_nonfinite: bool) -> Tensor:
+def clip_grad_norm_(parameters: Any, max_norm: float, norm_type: Order, error_if_nonfinite: bool) -> Tensor:
     """The version of :func:`normclip.clip_grad_norm_` with ``max_norm`` that the compiler traces."""
     items = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     grads = [item.grad for item in items if item.grad is not None]

@@ -5,40 +5,51 @@ Where plain arithmetic would give NaN (0 times infinity) or overflow on the way 
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
 
 import numpy as np
 
 from normclip._core import strictly
-
-if TYPE_CHECKING:
-    import torch
-
-Scalar = TypeVar("Scalar", float, "np.floating[Any]", "torch.Tensor")
-"""A float, a NumPy scalar or a torch tensor, which may be on a device and stays there."""
+from normclip.typing import Scalar
 
 
 def evaluate(formula: Callable[[Any, Any], Any], scalar: Scalar) -> Scalar:
     """Evaluate a formula in float64 (float32 on MPS) and return the result in the scalar's type, on its device.
 
     Args:
-        formula: Called with numpy or torch, whose functions it uses, and the scalar as float64.
-        scalar: The scalar. Floats and NumPy scalars are computed in IEEE arithmetic, even if this thread flushes subnormal numbers to 0.
+        formula: Called with numpy or torch, whose functions it uses, and the scalar as float64. May return a plain number.
+        scalar: The scalar, or an array or tensor of several. All but tensors are computed in IEEE arithmetic, even if this thread flushes
+            subnormal numbers to 0.
     """
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(scalar, torch.Tensor):
-        found = formula(torch, scalar.float() if scalar.device.type == "mps" else scalar.double())
+        wide = scalar.float() if scalar.device.type == "mps" else scalar.double()
+        found = formula(torch, wide)
+        found = found if isinstance(found, torch.Tensor) else torch.full_like(wide, found)
         return cast("Scalar", found.to(scalar.dtype) if scalar.is_floating_point() else found)
     return cast("Scalar", strictly(_by_numpy, formula, scalar))
 
 
 def _by_numpy(formula: Callable[[Any, Any], Any], scalar: Any) -> Any:
     with np.errstate(all="ignore"):  # a quotient by 0 is infinite without a warning, as in torch
-        found = np.asarray(formula(np, np.float64(scalar)))
+        if isinstance(scalar, np.ndarray):
+            each = [float(formula(np, n)) for n in scalar.astype(np.float64).flat]
+            return np.array(each).reshape(scalar.shape).astype(scalar.dtype if scalar.dtype.kind == "f" else np.float64)
+        found = np.asarray(formula(np, np.float64(scalar)), np.float64)
         return found.astype(scalar.dtype)[()] if isinstance(scalar, np.floating) else float(found)
+
+
+def least(scalars: Sequence[Any]) -> Any:
+    """The smallest of scalars of one type, or of each place in arrays or tensors of one type; NaN if one is NaN."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(scalars[0], torch.Tensor):
+        return functools.reduce(torch.minimum, scalars)
+    found = functools.reduce(np.minimum, scalars)
+    return found if isinstance(scalars[0], (np.floating, np.ndarray)) else float(found)
 
 
 class Fraction:

@@ -14,10 +14,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from normclip import __version__
 from normclip.studies import NAMES
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+__all__ = ["main"]
 
 MOST_THREADS = 1024  # the most that `normclip.set_num_threads` accepts
 
@@ -37,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="normclip", description="Exact, fast gradient norms and clipping.")
+    parser.add_argument("--version", action="version", version=f"normclip {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     bench = commands.add_parser(
         "bench",

@@ -8,24 +8,32 @@ import types
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
-from normclip._arguments import TORCH_EPSILON, Parameters, SupportsDLPack, Tensors, check_limit, check_number, check_order
+from normclip._arguments import TORCH_EPSILON, check_limit, check_number, check_order
 from normclip._backends import AnyNorm, Batch, collect, collect_grads, warn_caller
 from normclip._results import as_given, as_tensor, check_finite, mark_written
 from normclip.rules import Hard, Rule, as_rule
+from normclip.typing import Order, Parameters, Tensors
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     import torch
     from torch.distributed import ProcessGroup
 
+__all__ = ["clamp_", "clip_", "clip_grad_norm_", "clip_grad_value_", "clip_grads_with_norm_", "scale_"]
+
 
 @overload
-def clip_(tensors: torch.Tensor | Iterable[torch.Tensor], rule: Rule | float, ord: float = 2.0) -> torch.Tensor: ...
+def clip_(tensors: npt.NDArray[Any], rule: Rule | float, ord: Order = 2.0) -> float: ...
 @overload
-def clip_(tensors: SupportsDLPack | Iterable[SupportsDLPack], rule: Rule | float, ord: float = 2.0) -> torch.Tensor | float: ...
-def clip_(tensors: Tensors, rule: Rule | float, ord: float = 2.0) -> torch.Tensor | float:
-    r"""Scale tensors in place so that their norm is at most a limit, or by another rule.
+def clip_(tensors: Parameters, rule: Rule | float, ord: Order = 2.0) -> torch.Tensor: ...
+@overload
+def clip_(tensors: Iterable[npt.NDArray[Any]], rule: Rule | float, ord: Order = 2.0) -> float: ...
+@overload
+def clip_(tensors: Tensors, rule: Rule | float, ord: Order = 2.0) -> torch.Tensor | float: ...
+def clip_(tensors: Tensors, rule: Rule | float, ord: Order = 2.0) -> torch.Tensor | float:
+    """Scale tensors in place so that their norm is at most a limit, or by another rule.
 
-    .. math:: x \leftarrow x \cdot c(\|x\|_p), \qquad c(n) = \min\Big(1, \frac{\gamma}{n}\Big) \text{ for a number } \gamma
+        x ← x · c(‖x‖ₚ),  c(n) = min(1, γ/n) for a number γ
 
     Unlike torch's formula there is no epsilon: a norm above the limit γ becomes γ within rounding. If the norm is within the limit, nothing
     is written. A norm of NaN makes all elements NaN, an infinite one makes finite elements 0, as in torch.
@@ -65,7 +73,7 @@ def clip_(tensors: Tensors, rule: Rule | float, ord: float = 2.0) -> torch.Tenso
 
 
 def scale_(tensors: Tensors, factor: float) -> None:
-    r"""Multiply tensors in place: :math:`x \leftarrow c\,x`.
+    """Multiply tensors in place: x ← c·x.
 
     float16, bfloat16 and float32 elements are multiplied in float32, float64 ones in float64, and rounded to nearest even.
 
@@ -93,7 +101,7 @@ def scale_(tensors: Tensors, factor: float) -> None:
 
 
 def clamp_(tensors: Tensors, limit: float) -> None:
-    r"""Clamp each element in place: :math:`x_i \leftarrow \min(\max(x_i, -\lambda), \lambda)`.
+    """Clamp each element in place: xᵢ ← min(max(xᵢ, −λ), λ).
 
     The limit is rounded to the element type. NaN stays NaN. Only memory that holds an element beyond the limit is written.
 
@@ -119,16 +127,16 @@ def clamp_(tensors: Tensors, limit: float) -> None:
 def clip_grad_norm_(
     parameters: Parameters,
     max_norm: float | None = None,
-    norm_type: float = 2.0,
+    norm_type: Order = 2.0,
     error_if_nonfinite: bool = False,
     foreach: bool | None = None,
     *,
     rule: Rule | float | None = None,
     process_groups: Sequence[ProcessGroup] | None = None,
 ) -> torch.Tensor:
-    r"""Drop-in for :func:`torch.nn.utils.clip_grad_norm_`: clip the norm of all gradients together.
+    """Drop-in for :func:`torch.nn.utils.clip_grad_norm_`: clip the norm of all gradients together.
 
-    .. math:: g \leftarrow g \cdot \min\Big(1, \frac{\gamma}{\|g\|_p + 10^{-6}}\Big)
+        g ← g · min(1, γ / (‖g‖ₚ + 1e-6))
 
     torch's formula with an exact norm. Gradients are written only where the coefficient is below 1. With a rule of :mod:`normclip.rules`
     instead of the limit γ they are multiplied by its coefficient, without the 1e-6.
@@ -222,9 +230,9 @@ def _clip(batch: Batch, rule: Rule, norm: AnyNorm, epsilon: float = 0.0) -> None
 
 
 def clip_grads_with_norm_(parameters: Parameters, max_norm: float, total_norm: torch.Tensor | float, foreach: bool | None = None) -> None:
-    r"""Drop-in for :func:`torch.nn.utils.clip_grads_with_norm_`: clip gradients by a norm that was computed before.
+    """Drop-in for :func:`torch.nn.utils.clip_grads_with_norm_`: clip gradients by a norm that was computed before.
 
-    .. math:: g \leftarrow g \cdot \min\Big(1, \frac{\gamma}{n + 10^{-6}}\Big)
+        g ← g · min(1, γ / (n + 1e-6))
 
     Args:
         parameters: As for :func:`clip_grad_norm_`.
@@ -257,9 +265,9 @@ def clip_grads_with_norm_(parameters: Parameters, max_norm: float, total_norm: t
 
 
 def clip_grad_value_(parameters: Parameters, clip_value: float, foreach: bool | None = None) -> None:
-    r"""Drop-in for :func:`torch.nn.utils.clip_grad_value_`: clamp each element of each gradient.
+    """Drop-in for :func:`torch.nn.utils.clip_grad_value_`: clamp each element of each gradient.
 
-    .. math:: g_i \leftarrow \min(\max(g_i, -\lambda), \lambda)
+        gᵢ ← min(max(gᵢ, −λ), λ)
 
     Args:
         parameters: As for :func:`clip_grad_norm_`.

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
-from normclip._arguments import Parameters
+from normclip._arguments import check_order
 from normclip._backends import sharing_errors
 from normclip._core import FIGURES, NORMS
 from normclip._results import mark_written
 from normclip.rules import Hard, Rule, as_rule
 from normclip.statistics import Groups, Stats, assign, check_groups, collect_named, measure, named
+from normclip.typing import NamedParameters, Order
 
 if TYPE_CHECKING:
-    import torch
     from torch.distributed import ProcessGroup
 
     from normclip._core import Moments
+
+__all__ = ["Clipped", "Nonfinite", "clip_grads_"]
 
 Nonfinite: TypeAlias = Literal["propagate", "raise", "skip", "zero"]
 
@@ -48,19 +50,19 @@ class Clipped:
 
 
 def clip_grads_(
-    parameters: torch.nn.Module | Parameters | Iterable[tuple[str, torch.nn.Parameter]],
+    parameters: NamedParameters,
     rule: Rule | float | None = None,
     *,
     limits: Mapping[str, Rule | float] | None = None,
     groups: Groups | None = None,
-    norm_type: float = 2.0,
+    norm_type: Order = 2.0,
     nonfinite: Nonfinite = "propagate",
     per_tensor: bool = False,
     process_groups: Sequence[ProcessGroup] | None = None,
 ) -> Clipped:
-    r"""Clip gradients, together or by groups, and return their statistics from the same read.
+    """Clip gradients, together or by groups, and return their statistics from the same read.
 
-    .. math:: g \leftarrow g \cdot \min\Big(1, \frac{\gamma}{\|g\|_p}\Big)
+        g ← g · min(1, γ / ‖g‖ₚ)
 
     where g is all gradients together, or those of each group with a limit γ. There is no epsilon as in torch's formula. With another rule
     of :mod:`normclip.rules`, g is multiplied by the rule's coefficient.
@@ -102,6 +104,7 @@ def clip_grads_(
     """
     if (rule is None) == (limits is None):
         raise ValueError("pass either rule, for all gradients together, or limits, for groups of them")
+    norm_type = check_order("norm_type", norm_type)
     if norm_type not in NORMS:
         raise ValueError(f"norm_type is {norm_type}: choose 1, 2 or inf")
     if nonfinite not in ("propagate", "raise", "skip", "zero"):

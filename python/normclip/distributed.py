@@ -1,4 +1,4 @@
-r"""Norms and clipping of tensors that are spread over processes, by :mod:`torch.distributed`.
+"""Norms and clipping of tensors that are spread over processes, by :mod:`torch.distributed`.
 
 What to call:
 
@@ -24,14 +24,14 @@ changed its gradients. A rank without gradients takes part through its parameter
 
 **The result** is a plain 0-dim tensor with the norm of the whole, where torch returns a DTensor.
 
-Cost of a call, for :math:`R` ranks, whatever the number of tensors:
+Cost of a call, for R ranks, whatever the number of tensors:
 
 ===========================  =========================================================================================================
 passes over the shards       one read; one more read and one write of tensors that are scaled
-collectives                  one all-gather for each mesh, and one for each process group. For a mesh of :math:`D` dimensions that does
-                             not span the world, or has more than 1024 ranks: :math:`D`
+collectives                  one all-gather for each mesh, and one for each process group. For a mesh of D dimensions that does
+                             not span the world, or has more than 1024 ranks: D
 bytes that a rank sends      128 in each collective: 13 numbers of Moments, an error flag, a dtype flag and a digest
-bytes that it receives       :math:`128 R`: 1 KiB from 8 ranks, 128 KiB from 1024, 2 MiB from 16384; by dimensions of 128 × 128 32 KiB
+bytes that it receives       128 R: 1 KiB from 8 ranks, 128 KiB from 1024, 2 MiB from 16384; by dimensions of 128 × 128 32 KiB
 merging                      1 to 2 µs a rank: 1 ms for 1024, 40 ms for 16384; by dimensions 0.2 ms
 groups of tensors            one more all-gather, of 104 bytes a group
 ``per_tensor=True``          one more all-gather, of 104 bytes a tensor
@@ -54,11 +54,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from normclip._arguments import Tensors, check_order
+from normclip._arguments import check_order
 from normclip._backends import collect
 from normclip._backends.ranks import WIDTH, merged_moments
 from normclip._core import Moments
 from normclip._results import as_tensor
+from normclip.typing import Order, Tensors
 
 if TYPE_CHECKING:
     import torch
@@ -67,10 +68,10 @@ if TYPE_CHECKING:
 __all__ = ["Simulation", "simulate", "total_norm"]
 
 
-def total_norm(tensors: Tensors, ord: float = 2.0, *, group: ProcessGroup | Sequence[ProcessGroup] | None = None) -> torch.Tensor:
-    r"""Norm of the tensors of all ranks of a group as one vector: :func:`normclip.total_norm` across processes.
+def total_norm(tensors: Tensors, ord: Order = 2.0, *, group: ProcessGroup | Sequence[ProcessGroup] | None = None) -> torch.Tensor:
+    """Norm of the tensors of all ranks of a group as one vector: :func:`normclip.total_norm` across processes.
 
-    .. math:: \|x\|_p = \Big(\sum_{r} \sum_i |x_{r,i}|^p\Big)^{1/p}
+        ``‖x‖ₚ = (Σ |xᵢ|ᵖ)^(1/p)``, over the elements of all ranks
 
     A collective: all ranks of the group must call it, also those without tensors.
 

@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
-from normclip._arguments import Parameters, SupportsDLPack, Tensors, check_order
+from normclip._arguments import check_order
 from normclip._backends import collect
 from normclip._results import as_given, as_tensor, check_finite
+from normclip.typing import Order, Parameters, Tensors
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     import torch
     from torch.distributed import ProcessGroup
 
+__all__ = ["get_total_norm", "total_norm"]
+
 
 @overload
-def total_norm(tensors: torch.Tensor | Iterable[torch.Tensor], ord: float = 2.0) -> torch.Tensor: ...
+def total_norm(tensors: npt.NDArray[Any], ord: Order = 2.0) -> float: ...
 @overload
-def total_norm(tensors: SupportsDLPack | Iterable[SupportsDLPack], ord: float = 2.0) -> torch.Tensor | float: ...
-def total_norm(tensors: Tensors, ord: float = 2.0) -> torch.Tensor | float:
-    r"""Norm of all elements of all tensors, exact at any size.
+def total_norm(tensors: Parameters, ord: Order = 2.0) -> torch.Tensor: ...
+@overload
+def total_norm(tensors: Iterable[npt.NDArray[Any]], ord: Order = 2.0) -> float: ...
+@overload
+def total_norm(tensors: Tensors, ord: Order = 2.0) -> torch.Tensor | float: ...
+def total_norm(tensors: Tensors, ord: Order = 2.0) -> torch.Tensor | float:
+    """Norm of all elements of all tensors, exact at any size.
 
-    .. math:: \|x\|_p = \Big(\sum_i |x_i|^p\Big)^{1/p}
+        ``‖x‖ₚ = (Σ |xᵢ|ᵖ)^(1/p)``
 
-    For p = ``inf`` it is :math:`\max_i |x_i|`, for ``-inf`` :math:`\min_i |x_i|`, and for 0 the number of elements that are not zero.
+    For p = ``inf`` it is ``max |xᵢ|``, for ``-inf`` ``min |xᵢ|``, and for 0 the number of elements that are not zero.
     Elements are read once and summed in float64: the result is within 1e-12 of the exact value, overflows only if the exact value does,
     and has the same bits for any number of threads.
 
@@ -59,13 +67,13 @@ def total_norm(tensors: Tensors, ord: float = 2.0) -> torch.Tensor | float:
 
 def get_total_norm(
     tensors: Parameters,
-    norm_type: float = 2.0,
+    norm_type: Order = 2.0,
     error_if_nonfinite: bool = False,
     foreach: bool | None = None,
     *,
     process_groups: Sequence[ProcessGroup] | None = None,
 ) -> torch.Tensor:
-    r"""Drop-in for :func:`torch.nn.utils.get_total_norm`: norm of an iterable of tensors as one vector.
+    """Drop-in for :func:`torch.nn.utils.get_total_norm`: norm of an iterable of tensors as one vector.
 
     The norm of :func:`total_norm`, always as a tensor. Differences from torch: the norm is exact, an order of 0 counts elements and not
     tensors, and empty tensors have norm 0 in every order.

@@ -15,13 +15,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 from normclip import clip, norms
-from normclip._arguments import Parameters, import_torch
+from normclip._arguments import import_torch
 from normclip._core import listed
+from normclip.typing import Parameters
 
 if TYPE_CHECKING:
     import torch
 
     from normclip.monitor import GradMonitor
+
+__all__ = ["Patch", "patch_torch"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")

@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from normclip import _backends
-from normclip._arguments import Tensors
+from normclip.typing import Parameters, Tensors
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import torch
+
+__all__ = ["DotStats", "dot", "dot_stats"]
 
 
 class DotStats(NamedTuple):
     """An inner product with the norms of both vectors. Floats; for tensors on a device, 0-dim float64 tensors on that device."""
 
-    dot: Any
+    dot: float | torch.Tensor
     """Σxy."""
-    norm_x: Any
+    norm_x: float | torch.Tensor
     """√Σx²."""
-    norm_y: Any
+    norm_y: float | torch.Tensor
     """√Σy²."""
-    cosine: Any
+    cosine: float | torch.Tensor
     """Σxy / (√Σx² √Σy²); NaN if a vector is zero or not finite."""
 
 
-def dot(xs: Tensors, ys: Tensors) -> Any:
-    r"""Inner product of two lists of tensors, in one read of both.
+@overload
+def dot(xs: npt.NDArray[Any], ys: npt.NDArray[Any]) -> float: ...
+@overload
+def dot(xs: Parameters, ys: Parameters) -> float | torch.Tensor: ...
+@overload
+def dot(xs: Iterable[npt.NDArray[Any]], ys: Iterable[npt.NDArray[Any]]) -> float: ...
+@overload
+def dot(xs: Tensors, ys: Tensors) -> float | torch.Tensor: ...
+def dot(xs: Tensors, ys: Tensors) -> float | torch.Tensor:
+    """Inner product of two lists of tensors, in one read of both.
 
-    .. math:: \langle x, y \rangle = \sum_i x_i y_i
+        ⟨x, y⟩ = Σ xᵢyᵢ
 
     Args:
         xs: A tensor or an iterable of tensors, as for :func:`normclip.total_norm`, but dense.
@@ -32,8 +47,8 @@ def dot(xs: Tensors, ys: Tensors) -> Any:
 
     Returns:
         The product: a float, or for tensors on a device a 0-dim float64 tensor on that device. Its error is at most 1e-12 times
-        :math:`\sum_i |x_i y_i|`, and it has the same bits for any number of threads. For complex tensors it is the real part of
-        :math:`\sum_i \bar x_i y_i`. A pair with the same memory as an earlier pair is not counted again.
+        ``Σ |xᵢyᵢ|``, and it has the same bits for any number of threads. For complex tensors it is the real part of
+        Σ x̄ᵢyᵢ. A pair with the same memory as an earlier pair is not counted again.
 
     Raises:
         TypeError: As for :func:`normclip.total_norm`, or a tensor is sparse, or one tensor of a pair is complex and the other real.
@@ -48,10 +63,10 @@ def dot(xs: Tensors, ys: Tensors) -> Any:
 
 
 def dot_stats(xs: Tensors, ys: Tensors) -> DotStats:
-    r"""Inner product, norms and cosine of two lists of tensors, in one read of both.
+    """Inner product, norms and cosine of two lists of tensors, in one read of both.
 
     For an optimizer's update u and the gradient g, a step with the learning rate η is predicted to lower the loss by
-    :math:`\eta \langle u, g \rangle`.
+    η⟨u, g⟩.
 
     Args:
         xs: As for :func:`dot`.

@@ -1,7 +1,8 @@
 r"""Clip rules: from the norm n of a gradient to the coefficient that the gradient is multiplied by.
 
 Rules are small frozen values. :func:`normclip.clip_`, :func:`normclip.clip_grad_norm_`, :func:`normclip.clip_grads_` and
-:class:`normclip.optim.ClippedSGD` take any of them; a plain number means :class:`Hard`.
+:class:`normclip.optim.ClippedSGD` take any of them; a plain number means :class:`Hard`. :class:`Least` combines several, and a subclass of
+:class:`Formula` is a rule of your own.
 
     >>> rule = Soft(1.0)
     >>> rule.coefficient(1.0)
@@ -13,13 +14,16 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
-from normclip._arguments import check_limit, check_not_negative, check_positive
+from normclip._arguments import check_limit, check_not_negative, check_positive, check_smoothness
 from normclip._backends import hard_coefficient
-from normclip._formulas import Fraction, Scalar, evaluate
+from normclip._formulas import Fraction, evaluate, least
+from normclip.typing import Scalar
+
+__all__ = ["DescentLimit", "Formula", "Hard", "Least", "Normalize", "Rule", "Smoothness", "Soft", "as_rule"]
 
 
 class Rule(ABC):
@@ -68,11 +72,46 @@ class Rule(ABC):
 
 
 class Formula(Rule):
-    """A rule whose coefficient depends on the norm alone. Subclasses write the formula once, for floats, NumPy and torch."""
+    """A rule whose coefficient depends on the norm alone. For a rule of your own, write its formula in a subclass, once for all numbers.
+
+    What the rule needs besides comes from here: conversion to float64 and back to the type of the norm, NaN for a norm of NaN, and a
+    gradient of zeros that is left unchanged.
+
+    Example:
+        Clipping that starts at the limit γ and grows slowly beyond it, to √(γn) instead of γ:
+
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True)
+        ... class Root(Formula):
+        ...     max_norm: float
+        ...
+        ...     def formula(self, xp, n):
+        ...         return xp.where(n > self.max_norm, xp.sqrt(self.max_norm / n), 1.0)
+        >>> Root(1.0).coefficient(4.0)
+        0.5
+        >>> import numpy as np
+        >>> from normclip import clip_
+        >>> gradient = np.array([24.0, 32.0])
+        >>> clip_(gradient, Root(2.5)), gradient
+        (40.0, array([6., 8.]))
+    """
+
+    @abstractmethod
+    def formula(self, xp: Any, n: Any) -> Any:
+        """The coefficient of a norm.
+
+        Args:
+            xp: ``numpy`` or ``torch``: the module whose functions, such as ``where``, ``sqrt`` and ``log1p``, work on ``n``.
+            n: The norm n ≥ 0 in float64: a NumPy scalar, or a torch tensor, of which an ``if`` would wait for its device. So choose by
+                ``xp.where``. A quotient by 0 is infinite, and does not warn.
+
+        Returns:
+            The coefficient, of the type of ``n``, or a plain number.
+        """
 
     def coefficient(self, norm: Scalar) -> Scalar:
         """As for any rule."""
-        return evaluate(lambda xp, n: self._spread(xp, n, self._formula(xp, n)), norm)
+        return evaluate(lambda xp, n: self._spread(xp, n, self.formula(xp, n)), norm)
 
     def multiplier(self, norm: Scalar) -> Scalar:
         """As for any rule."""
@@ -87,13 +126,9 @@ class Formula(Rule):
         """NaN where the norm is NaN, else ``found``. Formulas that compare the norm or do not depend on it would lose the NaN."""
         return xp.where(n == n, found, n) if self.writes else found
 
-    @abstractmethod
-    def _formula(self, xp: Any, n: Any) -> Any:
-        """The coefficient, by the functions of `xp`, which is numpy or torch."""
-
     def _of_norm(self, xp: Any, n: Any) -> Any:
         """The coefficient for a gradient of norm n, if the argument of the formula is not the norm."""
-        return self._formula(xp, n)
+        return self.formula(xp, n)
 
 
 def as_rule(name: str, rule: Rule | float) -> Rule:
@@ -141,7 +176,8 @@ class Hard(Formula):
         """False for a limit of ``inf``."""
         return self.max_norm < math.inf
 
-    def _formula(self, xp: Any, n: Any) -> Any:
+    def formula(self, xp: Any, n: Any) -> Any:
+        """As for any formula."""
         return hard_coefficient(self.max_norm, n)
 
 
@@ -173,7 +209,8 @@ class Soft(Formula):
     def __post_init__(self) -> None:
         object.__setattr__(self, "max_norm", check_positive("max_norm", self.max_norm))
 
-    def _formula(self, xp: Any, n: Any) -> Any:
+    def formula(self, xp: Any, n: Any) -> Any:
+        """As for any formula."""
         return Fraction(self.max_norm, self.max_norm, 1.0).at(xp, n)
 
 
@@ -208,7 +245,8 @@ class Normalize(Formula):
         object.__setattr__(self, "norm", check_positive("norm", self.norm))
         object.__setattr__(self, "beta", check_not_negative("beta", self.beta))
 
-    def _formula(self, xp: Any, n: Any) -> Any:
+    def formula(self, xp: Any, n: Any) -> Any:
+        """As for any formula."""
         return Fraction(self.norm, self.beta, 1.0).at(xp, n)
 
 
@@ -220,12 +258,12 @@ class Smoothness(Formula):
         c_\text{exact}(n) = \frac{1}{\eta L_1 n} \ln\Big(1 + \frac{L_1 n}{L_0 + L_1 n}\Big)
 
     so that gradient descent with η takes the step 1/(L0 + L1·n). With η = 1/L0 and γ = L0/L1 the first is soft clipping. The second
-    minimizes the exact bound on the descent (:func:`normclip.theory.descent_bound`); it tends to 1/(η L0) as n → 0. If the optimizer's
-    learning rate changes, ``lr`` must change with it.
+    minimizes the exact bound on the descent (:func:`normclip.theory.descent_bound`); it tends to 1/(η L0) as n → 0. With L0 = 0 all
+    gradients are normalized, to 1/(η L1) or ln 2/(η L1). If the optimizer's learning rate changes, ``lr`` must change with it.
 
     Attributes:
-        L0: L0 > 0, the bound on the curvature where the gradient is 0.
-        L1: L1 ≥ 0, the growth of that bound with the norm of the gradient.
+        L0: L0 ≥ 0, the bound on the curvature where the gradient is 0.
+        L1: L1 ≥ 0, the growth of that bound with the norm of the gradient. One of L0 and L1 must be positive.
         lr: The learning rate η > 0 of the optimizer.
         exact: Use the second formula.
 
@@ -248,11 +286,13 @@ class Smoothness(Formula):
     exact: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "L0", check_positive("L0", self.L0))
-        object.__setattr__(self, "L1", check_not_negative("L1", self.L1))
+        L0, L1 = check_smoothness(self.L0, self.L1)
+        object.__setattr__(self, "L0", L0)
+        object.__setattr__(self, "L1", L1)
         object.__setattr__(self, "lr", check_positive("lr", self.lr))
 
-    def _formula(self, xp: Any, n: Any) -> Any:
+    def formula(self, xp: Any, n: Any) -> Any:
+        """As for any formula."""
         fraction = Fraction(1.0, self.L0, self.L1, self.lr)
         coefficient = fraction.at(xp, n)
         if not self.exact:
@@ -305,9 +345,69 @@ class DescentLimit(Formula):
         """
         return super().coefficient(descent)
 
-    def _formula(self, xp: Any, n: Any) -> Any:
+    def formula(self, xp: Any, n: Any) -> Any:
+        """As for any formula."""
         return xp.where(n > self.limit, self.limit / n, 1.0)
 
     def _of_norm(self, xp: Any, n: Any) -> Any:
         # T/n/n rather than T/n², as n² may overflow.
         return xp.where(self.limit / n < n, self.limit / n / n, 1.0)
+
+
+@dataclass(frozen=True, init=False)
+class Least(Rule):
+    r"""The smallest coefficient of several rules: a fixed limit over one that follows training, or two that do.
+
+    .. math:: c(n) = \min_i c_i(n)
+
+    NaN if one of them is. Of thresholds that follow training each records the norm as if it were alone, once the gradients are written.
+    Save the state of each with your checkpoint: ``rule.rules[0].state_dict()``.
+
+    Args:
+        *rules: One or more rules; a number means :class:`Hard`. An object with a memory may be given once only.
+
+    Attributes:
+        rules: The rules.
+
+    Raises:
+        TypeError: An argument is neither a rule nor a number.
+        ValueError: There is no rule, the same threshold is given twice, or a number is negative or NaN.
+
+    Example:
+        >>> rule = Least(2.0, DescentLimit(4.5))
+        >>> [rule.multiplier(norm) for norm in (1.0, 2.5, 3.0)]  # by neither, by the first, by the second
+        [1.0, 0.72, 0.5]
+    """
+
+    rules: tuple[Rule, ...]
+
+    def __init__(self, *rules: Rule | float) -> None:
+        if not rules:
+            raise ValueError("there is no rule: pass one or more rules or limits")
+        checked = tuple(as_rule(f"rules[{position}]", rule) for position, rule in enumerate(rules))
+        for position, rule in enumerate(checked):
+            if hasattr(rule, "state_dict") and any(rule is other for other in checked[:position]):
+                raise ValueError(f"rules[{position}] is given twice and would record each norm twice: pass each object once")
+        object.__setattr__(self, "rules", checked)
+
+    @property
+    def writes(self) -> bool:
+        """Whether one of the rules can change a gradient."""
+        return any(rule.writes for rule in self.rules)
+
+    def coefficient(self, norm: Scalar) -> Scalar:
+        """As for any rule."""
+        # The coefficient of a descent limit is of u·g, not of the norm.
+        found = [rule.multiplier(norm) if isinstance(rule, DescentLimit) else rule.coefficient(norm) for rule in self.rules]
+        return cast("Scalar", least(found))
+
+    def multiplier(self, norm: Scalar) -> Scalar:
+        """The smallest multiplier of the rules."""
+        with self.applying(norm) as multiplier:
+            return multiplier
+
+    @contextmanager
+    def applying(self, norm: Scalar) -> Iterator[Scalar]:
+        """As for any rule."""
+        with ExitStack() as stack:
+            yield cast("Scalar", least([stack.enter_context(rule.applying(norm)) for rule in self.rules]))

@@ -12,13 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from normclip import _backends
-from normclip._arguments import Parameters, Tensors, check_order
+from normclip._arguments import check_order
 from normclip._backends import Batch, collect, collect_grads, sharing_errors
 from normclip._core import FIGURES, Moments, listed
+from normclip.typing import NamedParameters, Order, Tensors
 
 if TYPE_CHECKING:
-    import torch
     from torch.distributed import ProcessGroup
+
+__all__ = ["Groups", "Moments", "PerTensor", "Stats", "grad_stats", "stats"]
 
 Groups: TypeAlias = "Mapping[str, Sequence[str]] | Callable[[str], str]"
 
@@ -62,20 +64,20 @@ class PerTensor:
 
 @dataclass(frozen=True, eq=False)
 class Stats:
-    r"""Statistics of a list of tensors as one vector x of N elements. ``print`` it for a table.
+    """Statistics of a list of tensors as one vector x of N elements. ``print`` it for a table.
 
     Attributes:
         count: N.
         zeros: Elements equal to 0.
         nans: Elements that are NaN.
         infs: Elements that are infinite.
-        l1: :math:`\sum_i |x_i|`.
-        l2: :math:`\sqrt{\sum_i x_i^2}`.
-        linf: :math:`\max_i |x_i|`.
-        rms: :math:`\|x\|_2 / \sqrt N`.
-        mean_abs: :math:`\|x\|_1 / N`.
-        sign_cosine: :math:`\cos(\operatorname{sign} x, x) = \|x\|_1 / (\sqrt{N - \text{zeros}}\, \|x\|_2)`; NaN for a zero or non-finite x.
-        density: :math:`\|x\|_1^2 / (N \|x\|_2^2)` (Bernstein et al. 2018); NaN for a zero or non-finite x.
+        l1: ``Σ |xᵢ|``.
+        l2: √Σ xᵢ².
+        linf: ``max |xᵢ|``.
+        rms: ‖x‖₂ / √N.
+        mean_abs: ‖x‖₁ / N.
+        sign_cosine: the cosine of sign x and x, ‖x‖₁ / (√(N − zeros) · ‖x‖₂); NaN for a zero or non-finite x.
+        density: ‖x‖₁² / (N · ‖x‖₂²) (Bernstein et al. 2018); NaN for a zero or non-finite x.
         moments: The moments that these figures are derived from. They can be merged with those of other tensors.
         norms: The norms of further orders that were requested.
         groups: The moments of each group that was requested, and of the group "rest" if it has members. A group without tensors has the
@@ -153,7 +155,7 @@ def stats(
     *,
     names: Sequence[str] | None = None,
     per_tensor: bool = False,
-    norms: Iterable[float] = (),
+    norms: Iterable[Order] = (),
     groups: Groups | None = None,
 ) -> Stats:
     """Counts, norms, means and sign statistics of many tensors as one vector, from one read.
@@ -197,10 +199,10 @@ def stats(
 
 
 def grad_stats(
-    parameters: torch.nn.Module | Parameters | Iterable[tuple[str, torch.nn.Parameter]],
+    parameters: NamedParameters,
     *,
     per_tensor: bool = False,
-    norms: Iterable[float] = (),
+    norms: Iterable[Order] = (),
     groups: Groups | None = None,
     process_groups: Sequence[ProcessGroup] | None = None,
 ) -> Stats:
@@ -249,14 +251,14 @@ def check_groups(groups: Groups | None, process_groups: Sequence[ProcessGroup] |
         raise ValueError("groups of tensors cannot be combined with process groups, whose ranks have different tensors: pass one of them")
 
 
-def named(parameters: torch.nn.Module | Parameters | Iterable[tuple[str, torch.nn.Parameter]]) -> list[tuple[str, Any]]:
+def named(parameters: NamedParameters) -> list[tuple[str, Any]]:
     """The parameters of a module, or parameters with or without names, as pairs of name and parameter. A missing name is the position."""
     given = list(parameters.named_parameters()) if hasattr(parameters, "named_parameters") else listed(parameters, grads=True)
     return [item if isinstance(item, tuple) else (str(position), item) for position, item in enumerate(given)]
 
 
 def collect_named(
-    parameters: torch.nn.Module | Parameters | Iterable[tuple[str, torch.nn.Parameter]],
+    parameters: NamedParameters,
     *,
     writable: bool,
     process_groups: Sequence[ProcessGroup] | None = None,

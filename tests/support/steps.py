@@ -11,7 +11,8 @@ from torch.distributed.tensor import DTensor, Shard
 
 import normclip
 from normclip.monitor import Figures, GradMonitor
-from normclip.thresholds import AdaGC, AutoClip, ZClip
+from normclip.rules import Least
+from normclip.thresholds import AdaClip, AdaGC, AdaGN, AutoClip, ZClip
 from support.sharded import close, grads_of, mesh_of, model_of, raised_by
 
 
@@ -29,16 +30,17 @@ def thresholds(rank: int, size: int) -> Any:
     """They remember the same on all ranks, to the bit, and what they would remember of the whole model."""
     whole, sharded, grads, shards = sharded_twins(size)
     same: list[Any] = []
-    for policy in (AutoClip(percentile=50), ZClip(warmup=3), AdaGC(warmup=2)):
+    policies = (AutoClip(percentile=50, window=3), ZClip(warmup=3, max_norm=1.0, mode="percentile"), AdaGN(), AdaClip(0.5), AdaGC(warmup=2))
+    for policy in policies:
         twin = copy.deepcopy(policy)
         for factor in (1.0, 0.5, 2.0, 30.0, 3.0):
             set_grads(whole, grads, factor)
             set_grads(sharded, shards, factor)
             for clips, model in ((twin, whole), (policy, sharded)):
-                if isinstance(clips, AdaGC):
+                if isinstance(clips, (AdaClip, AdaGC)):
                     clips.clip_(model)
                 else:
-                    normclip.clip_grad_norm_(model.parameters(), rule=clips)
+                    normclip.clip_grad_norm_(model.parameters(), rule=Least(50.0, clips))
             for found, expected in zip(grads_of(sharded), grads_of(whole), strict=True):
                 torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-13)
         same.append(policy.state_dict())

@@ -13,6 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+__all__ = ["exact_norm", "relative_error"]
+
 _CHUNK = 65536  # elements; half a megabyte when widened to float64, which stays in cache
 
 

@@ -13,6 +13,8 @@ from normclip._look import FAINT, INK, MUTED, STYLE
 from normclip.bench.measure import Row
 from normclip.bench.report import Report, duration, ratio_text, short_dtype
 
+__all__ = ["draw"]
+
 _MOST_ROWS = 14
 _PAD = 6.0  # points between the axis and its labels
 _TORCH, _NORMCLIP = "#f0883e", "#0969da"

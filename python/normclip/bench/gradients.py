@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from normclip.bench.exact import exact_norm
 
+__all__ = ["Gradients"]
+
 # torch and normclip divide by norm + 1e-6. Above this norm that changes the result by less than 0.1 %, so the norm
 # after a clipping call is `max_norm` without measuring it again.
 _SMALLEST_NORM = 1e-3
@@ -18,10 +20,10 @@ class Gradients:
     """The gradients of one model in one dtype, with a pristine copy to check against and to restore from."""
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
-        self.tensors = list(tensors)
-        self.pristine = [tensor.clone() for tensor in self.tensors]
+        self.tensors: list[Tensor] = list(tensors)
+        self.pristine: list[Tensor] = [tensor.clone() for tensor in self.tensors]
         # Clipping reads only `.grad`, so uninitialized parameters suffice, whose memory pages are never touched.
-        self.parameters = [nn.Parameter(torch.empty_like(tensor)) for tensor in self.tensors]
+        self.parameters: list[nn.Parameter] = [nn.Parameter(torch.empty_like(tensor)) for tensor in self.tensors]
         for parameter, tensor in zip(self.parameters, self.tensors, strict=True):
             parameter.grad = tensor
         self._exact: dict[float, float] = {}

@@ -5,6 +5,8 @@ import platform
 import time
 from pathlib import Path
 
+__all__ = ["OtherLoad", "cpu_model"]
+
 
 def cpu_model() -> str:
     """The CPU's model name if the system reports it, else its architecture."""

@@ -16,6 +16,8 @@ from normclip.bench.gradients import Gradients
 from normclip.bench.timing import Budget, Call, alternate, median_ratio
 from normclip.bench.workloads import Operation
 
+__all__ = ["Row", "WrongAnswerError", "measure"]
+
 _PAUSE_S = 0.02  # torch's worker threads spin for about 10 ms after a call, and would slow the next call down
 _TOLERANCE = 1e-6  # relative error of a norm; rounding to float32 alone gives up to 6e-8
 _ROUNDINGS = 1.01  # error of stored parameters, in units of the error of rounding once

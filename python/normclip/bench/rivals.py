@@ -12,6 +12,17 @@ import normclip
 from normclip.bench.gradients import Gradients
 from normclip.optim import ClippedSGD
 
+__all__ = [
+    "Stepping",
+    "normclip_dot",
+    "normclip_l2",
+    "normclip_statistics",
+    "normclip_statistics_per_tensor",
+    "torch_dot",
+    "torch_l1_and_l2",
+    "torch_statistics",
+]
+
 
 def torch_statistics(gradients: Gradients) -> float:
     """Three norms, counts of zeros, NaN and infinities, and the sign-cosine, in plain torch."""

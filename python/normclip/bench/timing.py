@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+__all__ = ["Budget", "Call", "alternate", "median_ratio"]
+
 Call = Callable[[float], object]
 """A call to time. Its argument, which may differ from call to call, is the limit of clipping or the order of a norm."""
 

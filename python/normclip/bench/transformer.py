@@ -5,6 +5,8 @@ from pydoc_data.topics import topics
 import torch
 from torch import Tensor, nn
 
+__all__ = ["transformer_gradients"]
+
 _BYTES = 256  # the vocabulary: every byte is a token
 _CONTEXT = 128
 _BATCH = 8

@@ -16,6 +16,34 @@ from normclip.bench import rivals
 from normclip.bench.gradients import Gradients
 from normclip.bench.transformer import transformer_gradients
 
+__all__ = [
+    "BELOW",
+    "BELOW_AFTER_MATMUL",
+    "DOT",
+    "FULL",
+    "L1",
+    "L2",
+    "L3",
+    "LINF",
+    "PER_TENSOR_BESIDE_ALL",
+    "QUICK",
+    "SCALING",
+    "STATISTICS",
+    "STATISTICS_BESIDE_L2",
+    "STATISTICS_BESIDE_TWO_NORMS",
+    "STEP",
+    "STEP_WITH_MOMENTUM",
+    "Contest",
+    "Operation",
+    "Shape",
+    "Workload",
+    "gaussian",
+    "gpt2_shapes",
+    "llama_layer_shapes",
+    "real",
+    "resnet50_shapes",
+]
+
 Shape = tuple[int, ...]
 
 

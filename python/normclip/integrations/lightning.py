@@ -14,6 +14,8 @@ from normclip.integrations._steps import Steps
 from normclip.monitor import GradMonitor
 from normclip.rules import Rule
 
+__all__ = ["GradMonitorCallback"]
+
 
 class GradMonitorCallback(pl.Callback):
     """Lets a :class:`~normclip.monitor.GradMonitor` log each optimizer step, and clip.

@@ -13,6 +13,8 @@ from normclip.monitor import GradMonitor
 from normclip.patch import logs_to
 from normclip.rules import Rule
 
+__all__ = ["GradMonitorCallback"]
+
 
 class GradMonitorCallback(TrainerCallback):
     """Lets a :class:`~normclip.monitor.GradMonitor` log each optimizer step, and clip.

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from normclip._arguments import TORCH_EPSILON, Parameters, check_limit, check_order
+from normclip._arguments import TORCH_EPSILON, check_limit, check_order
 from normclip._core import NORMS, listed
 from normclip._results import as_tensor, check_finite, mark_written
 from normclip.clip import clip_grad_norm_
@@ -17,9 +17,12 @@ from normclip.clip_grads import Clipped, Nonfinite, clip_grads_
 from normclip.monitor.sinks import Figures, Sink
 from normclip.rules import Hard, Rule
 from normclip.statistics import Groups, Stats, collect_named, grad_stats, measure, named
+from normclip.typing import Order, Parameters
 
 if TYPE_CHECKING:
     import torch
+
+__all__ = ["GradMonitor"]
 
 
 class GradMonitor:
@@ -71,11 +74,11 @@ class GradMonitor:
         if on_error not in ("warn", "raise"):
             raise ValueError(f"on_error is {on_error!r}: choose 'warn' or 'raise'")
         self.model: Any = model if hasattr(model, "named_parameters") else list(model)
-        self.log = _sinks(log)
+        self.log: tuple[Sink, ...] = _sinks(log)
         self.every = every
         self.layers = layers
         self.on_error = on_error
-        self.step = 0
+        self.step: int = 0
         self._clipped: deque[bool] = deque(maxlen=100)
         self._failed: list[Sink] = []  # sinks whose first error has been warned of
 
@@ -85,7 +88,7 @@ class GradMonitor:
         *,
         limits: Mapping[str, Rule | float] | None = None,
         groups: Groups | None = None,
-        norm_type: float = 2.0,
+        norm_type: Order = 2.0,
         nonfinite: Nonfinite = "propagate",
     ) -> Clipped:
         """Clip the gradients as :func:`normclip.clip_grads_` does, and log them from the same read.
@@ -134,7 +137,7 @@ class GradMonitor:
         self._end_step(stats, {})
 
     def clip_grad_norm_(
-        self, parameters: Parameters, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False
+        self, parameters: Parameters, max_norm: float, norm_type: Order = 2.0, error_if_nonfinite: bool = False
     ) -> torch.Tensor:
         """Clip as :func:`normclip.clip_grad_norm_` does, and log from the same read.
 
@@ -267,7 +270,8 @@ def _clip_figures(norm: float, clipped: Mapping[str, tuple[float, Rule | float |
     figures = {"clip/norm": norm}
     for ending, (coefficient, rule) in clipped.items():
         figures[f"clip/coefficient{ending}"] = coefficient
-        threshold = getattr(rule, "max_norm", None) if isinstance(rule, Rule) else rule
+        # What followed training has noted its limit; for fixed rules it is a constant.
+        threshold = getattr(rule, "last_limit", getattr(rule, "max_norm", None)) if isinstance(rule, Rule) else rule
         if threshold is not None:
             figures[f"clip/threshold{ending}"] = float(threshold)
     return figures

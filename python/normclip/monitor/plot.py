@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import os
 
+__all__ = ["plot"]
+
 
 def plot(lines: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
     """Plot the file that :func:`json_lines` has written: norms and threshold, sign-cosine, and how much was clipped, by step.

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
+__all__ = ["Figures", "Sink", "json_lines", "tensorboard"]
+
 Figures: TypeAlias = "dict[str, float]"
 Sink: TypeAlias = Callable[[int, Figures], object]
 """A function of a step's number and its figures, which a monitor calls for every logged step."""
@@ -37,7 +39,7 @@ class json_lines:  # noqa: N801 (called as a function)
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path).absolute()
+        self.path: Path = Path(path).absolute()
         with self.path.open("ab"):  # to fail now rather than after the first step
             _ends_within_a_line(self.path)
 

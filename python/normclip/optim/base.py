@@ -14,6 +14,8 @@ from normclip._backends import Member, Settings, optimizer_step
 from normclip._results import mark_written
 from normclip.rules import Hard, Rule, as_rule
 
+__all__ = ["ClippedOptimizer"]
+
 
 class ClippedOptimizer(torch.optim.Optimizer):
     """An optimizer that clips in its step. A subclass defines the settings of its formula and the tensor that it keeps between steps."""
@@ -25,7 +27,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
     """The name, in the state of a parameter, of the tensor that is kept between steps."""
 
     def __init__(self, params: ParamsT, rule: Rule | float, defaults: dict[str, Any]) -> None:
-        self.rule = as_rule("rule", rule)
+        self.rule: Rule = as_rule("rule", rule)
         self.last_norm: float | Tensor | None = None
         self.last_coefficient: float | Tensor | None = None
         super().__init__(params, defaults)

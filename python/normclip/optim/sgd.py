@@ -14,6 +14,8 @@ from normclip._backends import Settings
 from normclip.optim.base import ClippedOptimizer, check_flag
 from normclip.rules import Rule
 
+__all__ = ["ClippedSGD"]
+
 
 class ClippedSGD(ClippedOptimizer):
     r"""Stochastic gradient descent that clips all gradients together, in one step.

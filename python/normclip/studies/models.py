@@ -33,9 +33,9 @@ class CharLSTM(nn.Module):
 
     def __init__(self, characters: int, width: int = 128, layers: int = 2) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(characters, width)
-        self.lstm = nn.LSTM(width, width, layers, batch_first=True)
-        self.head = nn.Linear(width, characters)
+        self.embedding: nn.Embedding = nn.Embedding(characters, width)
+        self.lstm: nn.LSTM = nn.LSTM(width, width, layers, batch_first=True)
+        self.head: nn.Linear = nn.Linear(width, characters)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """From numbers of characters, (batch, length), to logits, (batch, length, characters)."""
@@ -48,11 +48,11 @@ class Transformer(nn.Module):
 
     def __init__(self, characters: int, width: int, context: int, layers: int = 2) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(characters, width)
-        self.position = nn.Parameter(torch.zeros(context, width))
-        self.blocks = nn.Sequential(*[_Block(width) for _ in range(layers)])
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, characters)
+        self.embedding: nn.Embedding = nn.Embedding(characters, width)
+        self.position: nn.Parameter = nn.Parameter(torch.zeros(context, width))
+        self.blocks: nn.Sequential = nn.Sequential(*[_Block(width) for _ in range(layers)])
+        self.norm: nn.LayerNorm = nn.LayerNorm(width)
+        self.head: nn.Linear = nn.Linear(width, characters)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """From numbers of characters to logits, as :meth:`CharLSTM.forward`."""

@@ -10,10 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TypeAlias
 
-from normclip._formulas import Scalar, evaluate, square
+from normclip._arguments import check_number
+from normclip._formulas import evaluate, square
+from normclip.typing import Scalar
 
 if TYPE_CHECKING:
     import torch
+
+__all__ = ["Loss", "explicit_penalty", "gradient_flow", "implicit_penalty", "modified_flow", "next_order_flow"]
 
 Loss: TypeAlias = "Callable[[torch.Tensor], torch.Tensor]"
 """A function from a point, which is a tensor of any shape, to a loss, which is a tensor of one element."""
@@ -22,12 +26,19 @@ Loss: TypeAlias = "Callable[[torch.Tensor], torch.Tensor]"
 def implicit_penalty(norm: Scalar, lr: float) -> Scalar:
     r"""The penalty that gradient descent with the step h implicitly adds to the loss: :math:`\tfrac{h}{4} n^2`.
 
+    Where clipping has multiplied the gradient by a coefficient c, the step along the gradient was c·η. So the penalty of that step takes
+    the norm *before* clipping and ``lr=c * lr``. It is :math:`c \tfrac{\eta}{4} n^2`: neither that of n and η, nor that of the clipped norm
+    c·n and η. (This holds c fixed. As c varies along the flow, clipped descent is not the flow of one penalized loss.)
+
     Args:
-        norm: The norm n of the gradient, as clipping returns it: a float, or a scalar of NumPy or torch.
+        norm: The norm n of the gradient before clipping, as clipping returns it: a float, or a scalar of NumPy or torch.
         lr: The step h.
 
     Returns:
         The penalty, in the unit of the loss, of the type of ``norm``.
+
+    Raises:
+        TypeError, ValueError: ``lr`` is no number.
 
     References:
         Barrett, Dherin: Implicit gradient regularization, 2021 (arXiv 2009.11162); Su: kexue.fm/archives/7787.
@@ -35,7 +46,11 @@ def implicit_penalty(norm: Scalar, lr: float) -> Scalar:
     Example:
         >>> implicit_penalty(2.0, lr=0.1)
         0.1
+        >>> from normclip.rules import Hard
+        >>> implicit_penalty(2.0, lr=0.1 * Hard(1.0).coefficient(2.0))
+        0.05
     """
+    lr = check_number("lr", lr)
     return evaluate(lambda xp, n: square(xp, n, 0.25 * lr), norm)
 
 

@@ -12,6 +12,8 @@ from normclip._core import Moments
 if TYPE_CHECKING:
     import torch
 
+__all__ = ["SmoothnessProbe"]
+
 
 class SmoothnessProbe:
     r"""Measures how fast the gradient changes along each step of training, as the slope of a secant.
@@ -50,8 +52,8 @@ class SmoothnessProbe:
     """
 
     def __init__(self, model: torch.nn.Module, fractions: Sequence[float] = (0.5, 1.0)) -> None:
-        self.model = model
-        self.fractions = tuple(map(float, fractions))
+        self.model: torch.nn.Module = model
+        self.fractions: tuple[float, ...] = tuple(map(float, fractions))
         if not self.fractions or not all(0.0 < fraction <= 1.0 for fraction in self.fractions):
             raise ValueError(f"fractions is {fractions}: pass numbers above 0, and at most 1")
         self.smoothness: list[float] = []

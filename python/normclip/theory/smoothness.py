@@ -24,6 +24,18 @@ import numpy.typing as npt
 from normclip._arguments import check_not_negative, check_positive
 from normclip.theory._wide import wide
 
+__all__ = [
+    "ClipChoice",
+    "SmoothnessFit",
+    "clipped_gd",
+    "clipped_sgd",
+    "descent_bound",
+    "fit_l0_l1",
+    "fixed_gd",
+    "fixed_sgd",
+    "gradient_bound",
+]
+
 
 def gradient_bound(L0: float, L1: float, norm: float, distance: float) -> float:
     r"""How much the gradient of an (L0, L1)-smooth function can change between x and y.
@@ -184,7 +196,7 @@ def clipped_sgd(L0: float, L1: float, noise: float, steps: int) -> ClipChoice:
     Args:
         L0: L0 > 0.
         L1: L1 > 0.
-        noise: τ ≥ 0, a bound on the norm of a stochastic gradient's error.
+        noise: τ ≥ 0, a bound on the norm of a stochastic gradient's error. :meth:`normclip.theory.Noise.deviation` estimates it.
         steps: The number T > 0 of steps.
 
     Returns:
@@ -217,7 +229,7 @@ def fixed_sgd(L1: float, max_gradient: float, noise: float, steps: int) -> float
     Args:
         L1: L1 ≥ 0.
         max_gradient: M ≥ 0, the largest norm of the gradient.
-        noise: τ ≥ 0, a bound on the norm of a stochastic gradient's error.
+        noise: τ ≥ 0, a bound on the norm of a stochastic gradient's error. :meth:`normclip.theory.Noise.deviation` estimates it.
         steps: The number T > 0 of steps.
 
     Returns:

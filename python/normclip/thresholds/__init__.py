@@ -1,8 +1,9 @@
 r"""Thresholds that follow training: limits that depend on the norms of earlier steps, or on the weights.
 
-:class:`AutoClip` and :class:`ZClip` are rules of the norm of all gradients. Every function that takes one of :mod:`normclip.rules` takes
-them. Each call with such a rule records its norm as that of a training step, so use one rule object for one series of norms.
-:class:`AdaGC` and :class:`AGC` clip each tensor, or each unit of a layer, by its own norm, and have a ``clip_`` method of their own.
+:class:`AutoClip`, :class:`ZClip` and :class:`AdaGN` are rules of the norm of all gradients. Every function that takes one of
+:mod:`normclip.rules` takes them, and :class:`normclip.rules.Least` puts several, or a fixed limit, beside each other. Each call with such a
+rule records its norm as that of a training step, so use one rule object for one series of norms. :class:`AdaGC`, :class:`AGC` and
+:class:`AdaClip` clip each tensor, each unit of a layer, or elements, and have a ``clip_`` method of their own.
 
 All have ``state_dict()`` and ``load_state_dict()``, of plain numbers, lists and dicts, and continue with the same bits after a restart. A
 norm of NaN makes the gradients NaN and an infinite norm makes finite elements 0, as in all of normclip, unless there is no limit yet;
@@ -21,7 +22,8 @@ neither norm is recorded.
 from normclip.thresholds.adagc import AdaGC
 from normclip.thresholds.agc import AGC
 from normclip.thresholds.autoclip import AutoClip
-from normclip.thresholds.policy import Policy, Threshold
+from normclip.thresholds.policy import Adaptive, Policy, Threshold
+from normclip.thresholds.stablespam import AdaClip, AdaGN
 from normclip.thresholds.zclip import ZClip
 
-__all__ = ["AGC", "AdaGC", "AutoClip", "Policy", "Threshold", "ZClip"]
+__all__ = ["AGC", "AdaClip", "AdaGC", "AdaGN", "Adaptive", "AutoClip", "Policy", "Threshold", "ZClip"]

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import math
-import numbers
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from normclip._arguments import Parameters, check_not_negative, check_positive
+from normclip._arguments import check_count, check_not_negative, check_positive, check_share
 from normclip._results import mark_written
 from normclip.clip_grads import Clipped
 from normclip.rules import Hard
 from normclip.statistics import collect_named, measure
-from normclip.thresholds.policy import Policy, as_norm, check_share
+from normclip.thresholds.policy import Policy, as_count, as_norm, unique
+from normclip.typing import NamedParameters
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
-
-def _count(_: Policy, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 0:
-        raise ValueError(f"is {value!r}, where a number of steps is an integer that is not negative")
-    return int(value)
+__all__ = ["AdaGC"]
 
 
 def _norms_of_tensors(policy: Policy, value: Any) -> dict[str, float]:
@@ -73,16 +69,14 @@ class AdaGC(Policy):
     absolute: float = 1.0
     beta: float = 0.98
     warmup: int = 100
-    _steps: int = field(init=False, repr=False, default=0, metadata={"check": _count})
+    _steps: int = field(init=False, repr=False, default=0, metadata={"check": as_count})
     _norms: dict[str, float] = field(init=False, repr=False, default_factory=dict, metadata={"check": _norms_of_tensors})
 
     def __post_init__(self) -> None:
         self.relative, self.absolute = check_positive("relative", self.relative), check_not_negative("absolute", self.absolute)
-        self.beta, self.warmup = check_share("beta", self.beta), int(self.warmup)
-        if self.warmup < 0:
-            raise ValueError(f"warmup is {self.warmup}: pass a number that is not negative")
+        self.beta, self.warmup = check_share("beta", self.beta), check_count("warmup", self.warmup)
 
-    def clip_(self, parameters: torch.nn.Module | Parameters | Iterable[tuple[str, torch.nn.Parameter]]) -> Clipped:
+    def clip_(self, parameters: NamedParameters) -> Clipped:
         """Clip the gradients in place, and record their norms.
 
         Args:
@@ -97,8 +91,7 @@ class AdaGC(Policy):
             ValueError: A gradient cannot be written, or two parameters have one name. Nothing has changed.
         """
         batch, names = collect_named(parameters, writable=True)
-        if len(set(names)) != len(names):
-            raise ValueError("two parameters have the same name: pass each with a name of its own")
+        unique(names)
         stats, _, _ = measure(batch, names, per_tensor=True, orders=(), groups=None)
         assert stats.per_tensor is not None
         norms = dict(zip(names, stats.per_tensor.l2.tolist(), strict=True))

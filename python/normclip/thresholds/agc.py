@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from normclip._arguments import Parameters, check_not_negative, check_positive
+from normclip._arguments import check_not_negative, check_positive
 from normclip._backends import collect_grads, hard_coefficient
 from normclip._formulas import times
 from normclip.statistics import named
 from normclip.thresholds.policy import Policy
+from normclip.typing import NamedParameters
 
 if TYPE_CHECKING:
     import torch
+
+__all__ = ["AGC"]
 
 
 @dataclass(eq=False)
@@ -24,7 +26,9 @@ class AGC(Policy):
 
     A unit is the slice of a tensor at one index of the first dimension: an output of a linear layer or a convolution, a row of an
     embedding, but an input of a transposed convolution. Biases and other tensors with at most one dimension are one unit. Leave out the
-    last layer, as the authors do.
+    last layer, as the authors do. (Their code also takes a tensor for one unit that has at most one dimension of more than one element,
+    such as the weights of shape (k, 1) of a linear layer with one input; here that layer has k units. Tensors of more than four dimensions,
+    which it refuses, have units here.)
 
     Weights and gradients are read by torch's operations. On a device, a call does not wait, and always raises the version counters.
 
@@ -54,7 +58,7 @@ class AGC(Policy):
     def __post_init__(self) -> None:
         self.clip, self.eps = check_not_negative("clip", self.clip), check_positive("eps", self.eps)
 
-    def clip_(self, parameters: torch.nn.Module | Parameters | Iterable[tuple[str, torch.nn.Parameter]]) -> None:
+    def clip_(self, parameters: NamedParameters) -> None:
         """Clip the gradients in place.
 
         Args:

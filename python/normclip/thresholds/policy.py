@@ -7,12 +7,14 @@ import dataclasses
 import math
 import numbers
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from normclip._formulas import Scalar
 from normclip.rules import Hard, Rule
+from normclip.typing import Scalar
+
+__all__ = ["Adaptive", "Policy", "Threshold", "as_count", "as_finite", "as_norm", "as_norms", "moving_weight", "unique"]
 
 
 class Policy:
@@ -54,33 +56,24 @@ class Policy:
         return {field.name[1:]: field.metadata["check"] for field in fields if not field.init}
 
 
-class Threshold(Policy, Rule):
-    r"""Hard clipping to a limit γ that depends on the norms of earlier steps: :math:`c(n) = \min(1, \gamma/n)`.
+class Adaptive(Policy, Rule):
+    """A rule that depends on the norms of earlier steps: for each norm it is a rule without a memory.
 
-    ``applying``, which clipping functions use once a step, records the norm when the gradients have been written. ``multiplier`` and
-    ``observe`` record it at once; ``coefficient`` and ``threshold`` do not record it. All of them wait for the device of the norm.
+    ``applying``, which clipping functions use once a step, records the norm when the gradients have been written. ``multiplier`` records it
+    at once; ``coefficient`` does not record it. All of them wait for the device of the norm.
     """
 
-    max_norm = math.inf
-    """The limit of the latest step; ``inf`` before the first step and where there was none."""
+    @abstractmethod
+    def _rule(self, norm: float) -> Rule:
+        """The rule for a gradient of this norm."""
 
     @abstractmethod
-    def threshold(self, norm: float) -> float:
-        """The limit for a gradient of this norm; ``inf`` if it is not to be clipped."""
-
-    def observe(self, norm: float) -> float:
-        """Record the norm of a step, if it is finite, and return the limit for it.
-
-        Raises:
-            ValueError: The norm is negative.
-        """
-        with self.applying(float(norm)):
-            pass
-        return self.max_norm
+    def _end_step(self, norm: float, rule: Rule) -> None:
+        """Record the norm, if it is finite, and the rule that was applied."""
 
     def coefficient(self, norm: Scalar) -> Scalar:
         """As for any rule."""
-        return Hard(self.threshold(float(norm))).coefficient(norm)
+        return self._rule(float(norm)).coefficient(norm)
 
     def multiplier(self, norm: Scalar) -> Scalar:
         """As for any rule. Records the norm."""
@@ -97,14 +90,47 @@ class Threshold(Policy, Rule):
         value = float(norm)
         if value < 0.0:
             raise ValueError(f"norm is {value}: a norm is not negative")
-        limit = self.threshold(value)
-        yield Hard(limit).multiplier(norm)
-        self.max_norm = limit
-        if math.isfinite(value):
-            self._note(value, limit)
+        rule = self._rule(value)
+        yield rule.multiplier(norm)
+        self._end_step(value, rule)
+
+
+class Threshold(Adaptive):
+    r"""Hard clipping to a limit γ that depends on the norms of earlier steps: :math:`c(n) = \min(1, \gamma/n)`.
+
+    ``applying``, which clipping functions use once a step, records the norm when the gradients have been written. ``multiplier`` and
+    ``observe`` record it at once; ``coefficient`` and ``threshold`` do not record it. All of them wait for the device of the norm.
+    """
+
+    last_limit: float = math.inf
+    """The limit of the latest step; ``inf`` before the first step and where there was none."""
 
     @abstractmethod
-    def _note(self, norm: float, limit: float) -> None: ...
+    def threshold(self, norm: float) -> float:
+        """The limit for a gradient of this norm; ``inf`` if it is not to be clipped."""
+
+    @abstractmethod
+    def _note(self, norm: float, limit: float) -> None:
+        """Record a finite norm, and the limit for it."""
+
+    def observe(self, norm: float) -> float:
+        """Record the norm of a step, if it is finite, and return the limit for it.
+
+        Raises:
+            ValueError: The norm is negative.
+        """
+        with self.applying(float(norm)):
+            pass
+        return self.last_limit
+
+    def _rule(self, norm: float) -> Rule:
+        return Hard(self.threshold(norm))
+
+    def _end_step(self, norm: float, rule: Rule) -> None:
+        assert isinstance(rule, Hard)
+        self.last_limit = rule.max_norm
+        if math.isfinite(norm):
+            self._note(norm, rule.max_norm)
 
 
 def as_norm(_: Policy, value: Any) -> float:
@@ -121,13 +147,33 @@ def as_norms(policy: Policy, value: Any) -> list[float]:
     return [as_norm(policy, norm) for norm in value]
 
 
-def check_share(name: str, value: float) -> float:
-    """A number between 0 and 1, exclusive, as a float.
+def as_finite(_: Policy, value: Any) -> float:
+    """A check for a loaded value: a finite number."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+        raise ValueError(f"holds {value!r}, where a finite number is saved")
+    return float(value)
+
+
+def as_count(_: Policy, value: Any) -> int:
+    """A check for a loaded value: a number of steps."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 0:
+        raise ValueError(f"is {value!r}, where a number of steps is an integer that is not negative")
+    return int(value)
+
+
+def moving_weight(decay: float, step: int) -> float:
+    """The weight of step t's value in a moving average that corrects its bias, so that the first average is the first value.
+
+    The average of weights (1 − β)·β^(t − s), divided by their sum 1 − β^t, is (1 − w) times the one before plus w times the value.
+    """
+    return (1.0 - decay) / (1.0 - decay**step)
+
+
+def unique(names: Sequence[str]) -> None:
+    """Check that each tensor has a name of its own, by which a policy remembers it.
 
     Raises:
-        ValueError: It is not between 0 and 1.
+        ValueError: Two have the same.
     """
-    value = float(value)
-    if not 0.0 < value < 1.0:
-        raise ValueError(f"{name} is {value}: pass a number above 0 and below 1")
-    return value
+    if len(set(names)) != len(names):
+        raise ValueError("two parameters have the same name: pass each with a name of its own")

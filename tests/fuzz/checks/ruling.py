@@ -78,8 +78,8 @@ def clip_by_rule(draw: Draw) -> None:
 
 STATES: dict[str, tuple[Callable[[], Any], list[tuple[str, Any]]]] = {
     "AutoClip": (
-        lambda: thresholds.AutoClip(50.0),
-        [("history", ["a"]), ("history", [math.nan]), ("history", [2.0, 1.0]), ("history", [-1.0]), ("history", None), ("history", "12")],
+        lambda: thresholds.AutoClip(50.0, window=4),
+        [("history", ["a"]), ("history", [math.nan]), ("history", [2.0] * 5), ("history", [-1.0]), ("history", None), ("history", "12")],
     ),
     "ZClip": (
         lambda: thresholds.ZClip(warmup=2),
