@@ -32,8 +32,8 @@ sanitize: install  ## Run the tests under AddressSanitizer, ThreadSanitizer, val
 	bash tests/sanitize/run
 
 lint: install  ## Check format, lints, types and stubs; warnings are errors
-	$(BIN)/ruff check python tests benches release
-	$(BIN)/ruff format --check python tests benches release
+	$(BIN)/ruff check python tests benches release docs
+	$(BIN)/ruff format --check python tests benches release docs
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest normclip._core
 	cargo fmt --check
@@ -41,12 +41,15 @@ lint: install  ## Check format, lints, types and stubs; warnings are errors
 	RUSTDOCFLAGS="--deny warnings" cargo doc --workspace --no-deps --document-private-items --quiet
 
 format: install  ## Rewrite the sources in the project's format
-	$(BIN)/ruff check --fix python tests benches release
-	$(BIN)/ruff format python tests benches release
+	$(BIN)/ruff check --fix python tests benches release docs
+	$(BIN)/ruff format python tests benches release docs
 	cargo fmt
 
 kernels:  ## Time every kernel on every instruction set (criterion)
 	cargo bench -p normclip-core
+
+docs: install $(VENV)/.docs  ## Build the documentation into build/docs; warnings are errors
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs build/docs
 
 wheels: $(VENV)/.wheels  ## Build the source distribution and this machine's wheels into dist, and try them; ARGS="--without-torch"
 	$(BIN)/python release/wheels.py $(ARGS)
@@ -66,6 +69,10 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 $(VENV)/.installed: $(SOURCES)
 	$(ENVIRONMENT)
 	$(PIP_INSTALL) '.[lint]'
+	touch $@
+
+$(VENV)/.docs: docs/requirements.txt $(VENV)/.installed
+	$(PIP_INSTALL) --requirement $<
 	touch $@
 
 $(VENV)/.wheels: release/requirements.txt

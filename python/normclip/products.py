@@ -31,7 +31,7 @@ def dot(xs: Tensors, ys: Tensors) -> Any:
         ys: As many tensors of the same shapes in the same order. Element types and strides may differ.
 
     Returns:
-        The product: a float, or for tensors on a device a 0-dim float64 tensor on that device. Its error is at most 1e-12 times
+        The product, a float, or for tensors on a device a 0-dim float64 tensor on that device. Its error is at most 1e-12 times
         :math:`\sum_i |x_i y_i|`, and it has the same bits for any number of threads. For complex tensors it is the real part of
         :math:`\sum_i \bar x_i y_i`. A pair with the same memory as an earlier pair is not counted again.
 
