@@ -2,10 +2,10 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
-SOURCES := pyproject.toml README.md Cargo.toml Cargo.lock $(shell find rust python -type f -not -path '*/__pycache__/*')
+SOURCES := pyproject.toml README.md THIRD-PARTY.txt Cargo.toml Cargo.lock $(shell find rust python -type f -not -path '*/__pycache__/*')
 
 .DEFAULT_GOAL := help
-.PHONY: help install bench bench-gpu studies test fuzz sanitize lint format kernels clean
+.PHONY: help install bench bench-gpu studies test fuzz sanitize lint format kernels docs wheels clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -32,8 +32,8 @@ sanitize: install  ## Run the tests under AddressSanitizer, ThreadSanitizer, val
 	bash tests/sanitize/run
 
 lint: install  ## Check format, lints, types and stubs; warnings are errors
-	$(BIN)/ruff check python tests benches
-	$(BIN)/ruff format --check python tests benches
+	$(BIN)/ruff check python tests benches release docs
+	$(BIN)/ruff format --check python tests benches release docs
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest normclip._core
 	cargo fmt --check
@@ -41,12 +41,18 @@ lint: install  ## Check format, lints, types and stubs; warnings are errors
 	RUSTDOCFLAGS="--deny warnings" cargo doc --workspace --no-deps --document-private-items --quiet
 
 format: install  ## Rewrite the sources in the project's format
-	$(BIN)/ruff check --fix python tests benches
-	$(BIN)/ruff format python tests benches
+	$(BIN)/ruff check --fix python tests benches release docs
+	$(BIN)/ruff format python tests benches release docs
 	cargo fmt
 
 kernels:  ## Time every kernel on every instruction set (criterion)
 	cargo bench -p normclip-core
+
+docs: install $(VENV)/.docs  ## Build the documentation into build/docs; warnings are errors
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs build/docs
+
+wheels: $(VENV)/.wheels  ## Build the source distribution and this machine's wheels into dist, and try them; ARGS="--without-torch"
+	$(BIN)/python release/wheels.py $(ARGS)
 
 clean:  ## Remove everything that was built
 	rm -rf $(VENV) target dist build
@@ -54,8 +60,22 @@ clean:  ## Remove everything that was built
 # Without python3-venv, Debian's Python leaves an environment behind that has no pip: such a one is made anew, and none is left behind.
 HAS_PIP := $(BIN)/python -m pip --version >/dev/null 2>&1
 
+define ENVIRONMENT
+@$(HAS_PIP) || { $(PYTHON) -m venv --clear $(VENV) && $(HAS_PIP); } || { rm -rf $(VENV); \
+	echo "$(PYTHON) makes no virtual environment with pip. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+endef
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
 $(VENV)/.installed: $(SOURCES)
-	@$(HAS_PIP) || { $(PYTHON) -m venv --clear $(VENV) && $(HAS_PIP); } || { rm -rf $(VENV); \
-		echo "$(PYTHON) makes no virtual environment with pip. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[lint]'
+	$(ENVIRONMENT)
+	$(PIP_INSTALL) '.[lint]'
+	touch $@
+
+$(VENV)/.docs: docs/requirements.txt $(VENV)/.installed
+	$(PIP_INSTALL) --requirement $<
+	touch $@
+
+$(VENV)/.wheels: release/requirements.txt
+	$(ENVIRONMENT)
+	$(PIP_INSTALL) --requirement $<
 	touch $@

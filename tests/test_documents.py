@@ -27,7 +27,8 @@ def test_files_are_there(document: str) -> None:
 
 def test_commands_are_targets() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for document in ("ARCHITECTURE.md", "CONTRIBUTING.md", "README.md"):
+    pages = [path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")]
+    for document in ("ARCHITECTURE.md", "CONTRIBUTING.md", "README.md", *pages):
         for target in re.findall(r"\bmake ([a-z-]+)", (ROOT / document).read_text(encoding="utf-8")):
             if target in ("sure", "them", "real"):
                 continue

@@ -21,7 +21,12 @@ NEEDS: dict[str, set[str]] = {
 
 def cpu_flags() -> set[str]:
     """What the system says that the CPU has."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    told = Path("/proc/cpuinfo")
+    if not told.exists():
+        if platform.machine() in ("x86_64", "AMD64"):
+            pytest.skip("this system does not say what the CPU has")
+        return set()
+    lines = told.read_text(encoding="utf-8").splitlines()
     return {flag for line in lines if line.startswith("flags") for flag in line.partition(":")[2].split()}
 
 

@@ -23,13 +23,13 @@ case "$2 $3" in
 esac
 """
 
-pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+pytestmark = pytest.mark.skipif(shutil.which("make") is None or os.name != "posix", reason="there is no make, or no shell for it")
 
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     shutil.copy(MAKEFILE, tmp_path)
-    for name in ("pyproject.toml", "README.md", "Cargo.toml", "Cargo.lock", "rust/", "python/"):
+    for name in ("pyproject.toml", "README.md", "THIRD-PARTY.txt", "Cargo.toml", "Cargo.lock", "rust/", "python/"):
         (tmp_path / name).mkdir() if name.endswith("/") else (tmp_path / name).touch()
     (tmp_path / "stub").write_text(PYTHON, encoding="utf-8")
     (tmp_path / "stub").chmod(0o755)

@@ -171,6 +171,7 @@ class Names(dict[int, Any]):
         return super().__getitem__(key)
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="signals are POSIX's")
 @pytest.mark.parametrize("handler", ["patches", "patches and undoes"])
 @pytest.mark.parametrize("during", ["patching", "undoing"])
 def test_signal_handlers_may_patch_and_undo(monkeypatch: pytest.MonkeyPatch, handler: str, during: str) -> None:

@@ -161,7 +161,7 @@ def clip_grad_norm_(
             of all these ranks, and every one of them must make this call.
 
     Returns:
-        The norm before clipping, a 0-dim tensor on the device of the first gradient: float64 if any gradient is of double precision,
+        The norm before clipping, a 0-dim tensor on the device of the first gradient; float64 if any gradient is of double precision,
         else float32.
 
     Raises:

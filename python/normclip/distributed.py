@@ -81,7 +81,7 @@ def total_norm(tensors: Tensors, ord: Order = 2.0, *, group: ProcessGroup | Sequ
         group: The process group; a sequence of groups, along which norms are merged one after the other; or None for all processes.
 
     Returns:
-        The norm as a 0-dim tensor, with the same bits on all ranks: on the device of this rank's first tensor, float64 if any rank's tensor
+        The norm as a 0-dim tensor, with the same bits on all ranks, on the device of this rank's first tensor, float64 if any rank's tensor
         is of double precision, else float32.
 
     Raises:

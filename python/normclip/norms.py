@@ -45,7 +45,7 @@ def total_norm(tensors: Tensors, ord: Order = 2.0) -> torch.Tensor | float:
         ord: The order p, any real number, ``inf`` or ``-inf``.
 
     Returns:
-        For torch tensors a 0-dim tensor, on the device of the first if some are not in CPU memory: float64 if any tensor is of double
+        For torch tensors a 0-dim tensor, on the device of the first if some are not in CPU memory; float64 if any tensor is of double
         precision, else float32. For other tensors a float. 0 if there are no elements, NaN if any element is NaN.
 
     Raises:
@@ -87,7 +87,7 @@ def get_total_norm(
         process_groups: As for :func:`normclip.clip_grad_norm_`.
 
     Returns:
-        A 0-dim tensor, on the device of the first tensor: float64 if any tensor is of double precision, else float32.
+        A 0-dim tensor, on the device of the first tensor; float64 if any tensor is of double precision, else float32.
 
     Raises:
         RuntimeError: The norm is not finite and ``error_if_nonfinite`` is true, or another rank has raised an error.

@@ -37,7 +37,7 @@ def predicted_descent(updates: Tensors, gradients: Tensors, lr: float) -> float 
         lr: The learning rate η.
 
     Returns:
-        The predicted descent, in the unit of the loss: a float, or for tensors on a device a 0-dim float64 tensor there.
+        The predicted descent, in the unit of the loss; a float, or for tensors on a device a 0-dim float64 tensor there.
 
     Raises:
         TypeError, ValueError: As for :func:`normclip.dot`, or ``lr`` is no number.

@@ -34,7 +34,9 @@ use pyo3::prelude::*;
 use pyo3::types::{IntoPyDict, PyTuple};
 
 /// The Rust side of normclip. Private: import from `normclip`.
-#[pymodule]
+///
+/// A Python without the interpreter's lock takes it while this module is loaded: `tests/test_concurrency.py` has not run without it yet.
+#[pymodule(gil_used = true)]
 mod _core {
     #[pymodule_export]
     use super::compute::{hard_coefficient, strictly};
