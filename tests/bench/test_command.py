@@ -14,8 +14,8 @@ import normclip
 from normclip.cli import MOST_THREADS, main
 
 ROW_KEYS = {
-    *("workload", "tensors", "elements", "dtype", "operation", "torch_ms", "normclip_ms", "ratio"),
-    *("torch_error", "normclip_error", "float64_error", "bytes", "gb_per_s", "read_gb_per_s", "read_share", "rounds"),
+    *("workload", "tensors", "elements", "dtype", "operation", "in_training", "back_to_back"),
+    *("torch_error", "normclip_error", "float64_error", "bytes"),
 }
 
 
@@ -51,15 +51,16 @@ def test_json_says_what_ran_where(report: dict[str, Any]) -> None:
 def test_json_rows_are_sane(report: dict[str, Any]) -> None:
     for row in report["rows"]:
         assert set(row) == ROW_KEYS
-        assert row["ratio"] > 0.0
-        assert row["torch_ms"] > 0.0
-        assert row["normclip_ms"] > 0.0
-        assert row["gb_per_s"] > 0.0
-        assert row["rounds"] >= 3
+        writes = row["operation"] == "clip, scaling" or "SGD" in row["operation"]
+        for state in ("in_training", "back_to_back"):
+            speed = row[state]
+            assert set(speed) == {"torch_ms", "normclip_ms", "ratio", "gb_per_s", "read_gb_per_s", "read_share", "rounds"}
+            assert min(speed["ratio"], speed["torch_ms"], speed["normclip_ms"], speed["gb_per_s"]) > 0.0
+            assert speed["rounds"] >= 3
+            assert (speed["read_share"] is None) == (speed["read_gb_per_s"] is None) == writes
         assert row["normclip_error"] <= 1e-7
         assert (row["float64_error"] is None) == (row["dtype"] == "bfloat16")
         assert (row["float64_error"] or 0.0) <= 1e-12
-        assert (row["read_share"] is None) == (row["operation"] == "clip, scaling" or "SGD" in row["operation"])
 
 
 def test_table_names_every_row(folder: Path, report: dict[str, Any]) -> None:

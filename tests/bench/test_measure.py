@@ -1,6 +1,8 @@
 """A wrong answer stops the benchmark before anything is timed."""
 
-from collections.abc import Iterable
+import dataclasses
+import json
+from collections.abc import Callable, Iterable
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch import Tensor, nn
 
 import normclip
 from normclip.bench.gradients import Gradients
-from normclip.bench.measure import WrongAnswerError, measure
+from normclip.bench.measure import Row, WrongAnswerError, measure
 from normclip.bench.timing import Budget
 from normclip.bench.workloads import BELOW, L2, SCALING, Operation
 
@@ -50,3 +52,25 @@ def test_wrong_values_are_refused(monkeypatch: pytest.MonkeyPatch, operation: Op
     monkeypatch.setattr(normclip, "clip_grad_norm_", scales_wrongly)
     with pytest.raises(WrongAnswerError, match="wrong values"):
         measure("three values", gradients(), operation, BUDGET)
+
+
+def test_calls_in_training_follow_torch_and_others_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", _logged(log, "torch", torch.nn.utils.clip_grad_norm_))
+    monkeypatch.setattr(normclip, "clip_grad_norm_", _logged(log, "normclip", normclip.clip_grad_norm_))
+    ours = Gradients([torch.tensor([3.0, 4.0])], work=lambda: log.append("work"))
+    row = measure("two values", ours, SCALING, Budget(seconds=0.0, min_rounds=2, sample_ns=1))
+    assert log[:2] == ["torch", "normclip"]  # the check of the results
+    training = ["work", "torch", "work", "normclip", "work", "normclip", "work", "torch"]
+    alternation = ["torch", "normclip", "normclip", "torch"]
+    assert log[2:] == training * 2 + alternation * 2  # two rounds to warm up, two that count
+    assert (row.in_training.rounds, row.back_to_back.rounds) == (2, 2)
+    assert Row.from_dict(json.loads(json.dumps(dataclasses.asdict(row)))) == row
+
+
+def _logged(log: list[str], name: str, call: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def logged(*arguments: object) -> Tensor:
+        log.append(name)
+        return call(*arguments)
+
+    return logged

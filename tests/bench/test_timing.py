@@ -33,14 +33,14 @@ class Bench:
         self.now += 1_000_000  # untimed, so it must not show
         return [float(number) for number in range(start, start + count)]
 
-    def settle(self) -> None:
-        """A pause, which must not show in the times either."""
+    def before(self) -> None:
+        """Work of its own, which must not show in the times either."""
         self.now += 5_000_000
-        self.log.append("settle")
+        self.log.append("before")
 
     def alternate(self, budget: Budget) -> dict[str, list[float]]:
         """Run the contest on the fake clock."""
-        return alternate(self.contenders, self.arguments, settle=self.settle, budget=budget, clock=lambda: self.now)
+        return alternate(self.contenders, self.arguments, before=self.before, budget=budget, clock=lambda: self.now)
 
 
 def test_every_sample_is_the_cost_of_one_call() -> None:
@@ -49,10 +49,10 @@ def test_every_sample_is_the_cost_of_one_call() -> None:
     assert times == {"slow": [3_000_000.0] * 4, "fast": [1_000_000.0] * 4}
 
 
-def test_contenders_swap_places_every_round_and_settle_before_every_sample() -> None:
+def test_contenders_swap_places_every_round_and_each_sample_is_prepared() -> None:
     bench = Bench(a=1_000_000, b=1_000_000)
     bench.alternate(Budget(seconds=0.0, min_rounds=2))
-    there_and_back = ["settle", "a", "settle", "b", "settle", "b", "settle", "a"]
+    there_and_back = ["before", "a", "before", "b", "before", "b", "before", "a"]
     assert bench.log == there_and_back * 2  # two rounds to warm up, two that count
 
 
@@ -60,7 +60,7 @@ def test_short_calls_are_repeated_within_a_sample() -> None:
     bench = Bench(a=50_000, b=20_000)
     times = bench.alternate(Budget(seconds=0.0, min_rounds=1, sample_ns=200_000))
     assert times == {"a": [50_000.0], "b": [20_000.0]}
-    assert bench.log[-22:] == ["settle", *["a"] * 10, "settle", *["b"] * 10]
+    assert bench.log[-22:] == ["before", *["a"] * 10, "before", *["b"] * 10]
 
 
 def test_repetition_is_capped() -> None:
@@ -91,7 +91,7 @@ def test_garbage_collection_is_off_during_calls_and_as_before_afterwards(enabled
         alternate(
             {"a": lambda _: seen.append(gc.isenabled())},
             lambda count: [0.0] * count,
-            settle=lambda: None,
+            before=lambda: None,
             budget=Budget(seconds=0.0, min_rounds=1),
         )
         assert gc.isenabled() is enabled

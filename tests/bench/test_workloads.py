@@ -7,7 +7,7 @@ import torch
 
 from normclip.bench.exact import exact_norm, relative_error
 from normclip.bench.gradients import Gradients
-from normclip.bench.workloads import FULL, QUICK, Shape, gpt2_shapes, llama_layer_shapes, real, resnet50_shapes
+from normclip.bench.workloads import FULL, QUICK, Shape, gpt2_shapes, llama_layer_shapes, policy, real, resnet50_shapes
 
 
 @pytest.mark.parametrize(
@@ -72,3 +72,11 @@ def test_halving_starts_over_before_the_norm_is_too_small_to_know() -> None:
     gradients.tensors[0].zero_()
     assert gradients.halving_limits(1) == [2.5]
     assert gradients.tensors[0].tolist() == [3.0, 4.0]
+
+
+def test_a_policy_networks_gradients_stay_when_it_trains_on() -> None:
+    gradients = policy()
+    assert len(gradients.tensors) == 12
+    assert gradients.elements == 9155
+    gradients.work()
+    assert all(map(torch.equal, gradients.tensors, gradients.pristine))

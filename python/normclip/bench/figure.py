@@ -75,15 +75,15 @@ def _layout(rows: tuple[Row, ...]) -> tuple[list[float], dict[float, str]]:
 
 
 def _draw_speed(axes: Axes, rows: tuple[Row, ...], places: list[float]) -> None:
-    ratios = [row.ratio for row in rows]
+    ratios = [row.in_training.ratio for row in rows]
     colors = [_NORMCLIP if ratio >= 1.0 else _TORCH for ratio in ratios]
     # Bars start at 1×, where both are equally fast, and extend to the right if normclip is faster.
     axes.barh(places, [ratio - 1.0 for ratio in ratios], left=1.0, height=0.68, color=colors)
     axes.axvline(1.0, color=INK, linewidth=1.0)
     for row, place in zip(rows, places, strict=True):
-        end = (max(row.ratio, 1.0), place)
-        times = f"{duration(row.torch_ms)} → {duration(row.normclip_ms)}"
-        axes.annotate(ratio_text(row.ratio), end, (5, 0), textcoords="offset points", va="center_baseline", weight="bold")
+        end = (max(row.in_training.ratio, 1.0), place)
+        times = f"{duration(row.in_training.torch_ms)} → {duration(row.in_training.normclip_ms)}"
+        axes.annotate(ratio_text(row.in_training.ratio), end, (5, 0), textcoords="offset points", va="center_baseline", weight="bold")
         axes.annotate(times, end, (40, 0), textcoords="offset points", va="center_baseline", color=MUTED, size=8)
     axes.set_xscale("log")
     axes.set_xlim(min(0.95, *ratios), max(*ratios, 2.0) ** 1.5)  # a third of the width for the text behind a bar

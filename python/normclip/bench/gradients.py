@@ -1,7 +1,8 @@
 """The gradients of a workload, with parameters that hold them and a copy to restore them from."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,15 @@ _CHUNK = 65536  # elements compared at once; half a megabyte in float64, which s
 class Gradients:
     """The gradients of one model in one dtype, with a pristine copy to check against and to restore from."""
 
-    def __init__(self, tensors: Iterable[Tensor]) -> None:
+    def __init__(self, tensors: Iterable[Tensor], work: Callable[[], object] | None = None) -> None:
+        """Take the tensors as they are.
+
+        Args:
+            tensors: The gradients.
+            work: What torch does before each call in training; by default, a matrix product that uses all threads.
+        """
+        matrix = torch.ones(512, 512)
+        self.work: Callable[[], object] = work or partial(torch.mm, matrix, matrix)
         self.tensors: list[Tensor] = list(tensors)
         self.pristine: list[Tensor] = [tensor.clone() for tensor in self.tensors]
         # Clipping reads only `.grad`, so uninitialized parameters suffice, whose memory pages are never touched.

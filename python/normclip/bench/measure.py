@@ -2,9 +2,10 @@
 
 import dataclasses
 import statistics
-import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,15 +17,31 @@ from normclip.bench.gradients import Gradients
 from normclip.bench.timing import Budget, Call, alternate, median_ratio
 from normclip.bench.workloads import Operation
 
-__all__ = ["Row", "WrongAnswerError", "measure"]
+__all__ = ["Row", "Speed", "WrongAnswerError", "measure"]
 
-_PAUSE_S = 0.02  # torch's worker threads spin for about 10 ms after a call, and would slow the next call down
 _TOLERANCE = 1e-6  # relative error of a norm; rounding to float32 alone gives up to 6e-8
 _ROUNDINGS = 1.01  # error of stored parameters, in units of the error of rounding once
 
 
 class WrongAnswerError(RuntimeError):
     """normclip returned a wrong norm or wrote wrong values."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """The times of one call in one state of the machine."""
+
+    torch_ms: float
+    normclip_ms: float
+    ratio: float
+    """torch's time over normclip's: the median over rounds of the ratio within a round."""
+    gb_per_s: float
+    """The bytes that a call moves over normclip's median time."""
+    read_gb_per_s: float | None
+    """The bandwidth of a plain read of the same tensors in the same rounds; None if the call writes."""
+    read_share: float | None
+    """normclip's bandwidth as a share of that of the plain read."""
+    rounds: int
 
 
 @dataclass(frozen=True)
@@ -36,10 +53,10 @@ class Row:
     elements: int
     dtype: str
     operation: str
-    torch_ms: float
-    normclip_ms: float
-    ratio: float
-    """torch's time over normclip's: the median over rounds of the ratio within a round."""
+    in_training: Speed
+    """Each call directly follows an operation of torch on all threads, as clipping follows a backward pass."""
+    back_to_back: Speed
+    """Calls of torch, normclip and the plain read follow each other in turn, without pauses."""
     torch_error: float
     """Relative error of the norm that torch returned."""
     normclip_error: float
@@ -48,17 +65,16 @@ class Row:
     """Relative error of normclip's norm before rounding to that tensor; None for dtypes that NumPy lacks."""
     bytes: int
     """The bytes that a call moves: one read, two reads and a write if it scales, or the passes of an optimizer step."""
-    gb_per_s: float
-    """`bytes` over normclip's median time."""
-    read_gb_per_s: float | None
-    """The bandwidth of a plain read of the same tensors in the same rounds; None if the call writes."""
-    read_share: float | None
-    """normclip's bandwidth as a share of that of the plain read."""
-    rounds: int
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Row":
+        """The row that :func:`dataclasses.asdict` made these fields of, as they stand in a report's JSON."""
+        speeds = {state: Speed(**fields[state]) for state in ("in_training", "back_to_back")}
+        return cls(**{**fields, **speeds})
 
 
 def measure(workload: str, gradients: Gradients, operation: Operation, budget: Budget) -> Row:
-    """Check the results of torch and normclip, then time both.
+    """Check the results of torch and normclip, then time both, in both states.
 
     Raises:
         WrongAnswerError: normclip's result is wrong. Errors of torch are reported in the row.
@@ -76,38 +92,42 @@ def measure(workload: str, gradients: Gradients, operation: Operation, budget: B
     float64_error = _float64_error(gradients, operation.order)
 
     max_calls = budget.max_calls
-    if operation.after_matmul:
-        max_calls = 1  # torch's worker threads spin during the first call only
     if operation.scales:
         max_calls = min(max_calls, max(1, gradients.halvings // len(contenders)))
     elif operation.passes is None:
         lists = (gradients.tensors, gradients.pristine)[: operation.reads]
         yardstick = _core.TensorList([tensor for tensors in lists for tensor in tensors])
         contenders["read"] = lambda _: yardstick.read()
-    matrix = torch.ones(512, 512)
-    times = alternate(
-        contenders,
-        partial(_arguments, gradients, operation),
-        settle=partial(torch.mm, matrix, matrix) if operation.after_matmul else partial(time.sleep, _PAUSE_S),
-        budget=dataclasses.replace(budget, max_calls=max_calls),
-    )
-    gradients.restore()
-
-    medians = {name: statistics.median(samples) for name, samples in times.items()}
     moved = gradients.nbytes * (operation.passes or (3 if operation.scales else operation.reads))
+
+    def speed(before: Callable[[], object], calls: int) -> Speed:
+        limited = dataclasses.replace(budget, max_calls=calls)
+        times = alternate(contenders, partial(_arguments, gradients, operation), before=before, budget=limited)
+        gradients.restore()
+        return _speed(times, moved)
+
     return Row(
         workload=workload,
         tensors=len(gradients.tensors),
         elements=gradients.elements,
         dtype=str(gradients.tensors[0].dtype).removeprefix("torch."),
         operation=operation.label,
-        torch_ms=medians["torch"] / 1e6,
-        normclip_ms=medians["normclip"] / 1e6,
-        ratio=median_ratio(times["torch"], times["normclip"]),
+        in_training=speed(gradients.work, 1),  # a second call would follow the first, and not torch's work
+        back_to_back=speed(lambda: None, max_calls),
         torch_error=torch_error,
         normclip_error=normclip_error,
         float64_error=float64_error,
         bytes=moved,
+    )
+
+
+def _speed(times: Mapping[str, list[float]], moved: int) -> Speed:
+    """The speeds by the nanoseconds of each contender in each round, if a call moves so many bytes."""
+    medians = {name: statistics.median(samples) for name, samples in times.items()}
+    return Speed(
+        torch_ms=medians["torch"] / 1e6,
+        normclip_ms=medians["normclip"] / 1e6,
+        ratio=median_ratio(times["torch"], times["normclip"]),
         gb_per_s=moved / medians["normclip"],
         read_gb_per_s=moved / medians["read"] if "read" in times else None,
         read_share=median_ratio(times["read"], times["normclip"]) if "read" in times else None,

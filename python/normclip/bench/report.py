@@ -54,7 +54,7 @@ class Report:
 
 def make_report(rows: Sequence[Row], command: str, other_load: float | None) -> Report:
     """Make a report of the rows, with facts about this machine and the versions in use."""
-    reads = [(row.bytes, row.read_gb_per_s) for row in rows if row.read_gb_per_s is not None]
+    reads = [(row.bytes, row.in_training.read_gb_per_s) for row in rows if row.in_training.read_gb_per_s is not None]
     return Report(
         normclip=normclip.__version__,
         torch=torch.__version__,
@@ -92,6 +92,7 @@ def print_report(report: Report, console: Console) -> None:
     console.print(_table(report.rows))
     console.print("Errors are relative to an exact reference; “float64” is normclip's norm before rounding to float32.")
     console.print("GB/s is what normclip moves, share how near that comes to a plain read of the same tensors.")
+    console.print("Each call follows directly on an operation of torch on all threads; back to back: on another call, in alternation.")
     if report.other_load is not None and report.other_load > _QUIET:
         console.print(f"[yellow]Other programs used {report.other_load:.0%} of the CPU meanwhile: do not rely on these times.[/]")
 
@@ -101,26 +102,32 @@ def _table(rows: Sequence[Row]) -> Table:
     table.add_column("gradients")
     table.add_column("call")
     errors = ("torch\nerror", "normclip\nerror", "float64\nerror")
-    for heading in ("torch", "normclip", "faster", *errors, "GB/s", "share"):
+    for heading in ("torch", "normclip", "faster", "GB/s", "share", "back to\nback", *errors):
         table.add_column(heading, justify="right", no_wrap=True)
     for (workload, dtype), group in groupby(rows, key=lambda row: (row.workload, row.dtype)):
         heading = f"{workload} {short_dtype(dtype)}"
         for row in group:
+            speed = row.in_training
             table.add_row(
                 heading,
                 row.operation,
-                duration(row.torch_ms),
-                duration(row.normclip_ms),
-                f"[{'green' if row.ratio >= 1.0 else 'red'}]{ratio_text(row.ratio)}[/]",
+                duration(speed.torch_ms),
+                duration(speed.normclip_ms),
+                _colored(speed.ratio),
+                f"{speed.gb_per_s:.1f}",
+                share_text(speed.read_share),
+                _colored(row.back_to_back.ratio),
                 error_text(row.torch_error),
                 error_text(row.normclip_error),
                 error_text(row.float64_error),
-                f"{row.gb_per_s:.1f}",
-                "" if row.read_share is None else f"{row.read_share:.0%}",
             )
             heading = ""  # only on the first row of a group
         table.add_section()
     return table
+
+
+def _colored(ratio: float) -> str:
+    return f"[{'green' if ratio >= 1.0 else 'red'}]{ratio_text(ratio)}[/]"
 
 
 def short_dtype(name: str) -> str:
@@ -138,6 +145,11 @@ def duration(milliseconds: float) -> str:
 def ratio_text(ratio: float) -> str:
     """`2.71×`, `12.4×`."""
     return f"{ratio:.{1 if ratio >= 10 else 2}f}×"
+
+
+def share_text(share: float | None) -> str:
+    """`97%`; empty for None."""
+    return "" if share is None else f"{share:.0%}"
 
 
 def error_text(error: float | None) -> str:

@@ -32,7 +32,7 @@ def alternate(
     contenders: Mapping[str, Call],
     arguments: Callable[[int], Sequence[float]],
     *,
-    settle: Callable[[], object],
+    before: Callable[[], object],
     budget: Budget,
     clock: Callable[[], int] = time.perf_counter_ns,
 ) -> dict[str, list[float]]:
@@ -42,7 +42,7 @@ def alternate(
         contenders: The calls to time, by name.
         arguments: Returns the arguments of the next n calls. Called once a round for all contenders, so that its
             effect on the caches is on the first contender, which is another one in the next round.
-        settle: Brings the machine into the state in which a sample starts. Called before every sample, untimed.
+        before: Brings the machine into the state in which a sample starts. Called before every sample, untimed.
         budget: When to stop, and how long a sample should be.
         clock: A monotonic clock, in nanoseconds.
 
@@ -56,7 +56,7 @@ def alternate(
         elapsed: dict[str, float] = {}
         for name in order:
             call, own = contenders[name], [next(values) for _ in range(calls)]
-            settle()
+            before()
             start = clock()
             for value in own:
                 call(value)

@@ -1,6 +1,6 @@
 """The workloads of the benchmark: gradients, and the operations that are measured on them.
 
-The transformer's gradients are real, from one backward pass on text from the standard library. The others have the
+The transformer's and the policy network's gradients are real, from one backward pass. The others have the
 parameter shapes of known models and Gaussian values, as speed depends on shapes and not on values, and Gaussian values
 show rounding errors as well as any.
 """
@@ -14,6 +14,7 @@ import torch
 
 from normclip.bench import rivals
 from normclip.bench.gradients import Gradients
+from normclip.bench.policy import policy_gradients
 from normclip.bench.transformer import transformer_gradients
 
 __all__ = [
@@ -65,8 +66,6 @@ class Operation:
     order: float = 2.0
     limit: float | None = None
     """`max_norm` as a multiple of the norm; None to measure without clipping."""
-    after_matmul: bool = False
-    """Whether each call follows directly on a matrix product, while torch's worker threads still spin."""
     contest: Contest | None = None
     """The calls to compare, if they neither measure a norm nor clip."""
     reads: int = 1
@@ -82,7 +81,6 @@ class Operation:
 
 BELOW = Operation("clip, below the limit", limit=10.0)
 SCALING = Operation("clip, scaling", limit=0.5)
-BELOW_AFTER_MATMUL = Operation("clip, below, after matmul", limit=10.0, after_matmul=True)
 L1 = Operation("L1 norm", order=1.0)
 L2 = Operation("L2 norm", order=2.0)
 L3 = Operation("L3 norm", order=3.0)
@@ -154,12 +152,18 @@ def real(dtype: torch.dtype, *, width: int = 256, layers: int = 4) -> Gradients:
     return Gradients(gradient.to(dtype) for gradient in transformer_gradients(width, layers))
 
 
+def policy(hidden: int = 64) -> Gradients:
+    """The gradients of a small actor and critic, 12 tensors of 9,155 elements, measured after their own forward and backward pass."""
+    return Gradients(*policy_gradients(hidden))
+
+
 _F32, _BF16, _F16 = torch.float32, torch.bfloat16, torch.float16
 _MANY_SMALL: list[Shape] = [(64,)] * 1000
 _ONE_LARGE: list[Shape] = [(100_000_000,)]
+_MEGABYTES = {size: [(size * 2**18,)] for size in (4, 16, 32)}  # in float32
 _ONE_ELEMENT: list[Shape] = [(1,)]
 _CLIP = (BELOW, SCALING)
-_EVERYTHING = (*_CLIP, BELOW_AFTER_MATMUL, L2, L1, LINF, L3, STATISTICS, STATISTICS_BESIDE_TWO_NORMS, DOT, STEP, STEP_WITH_MOMENTUM)
+_EVERYTHING = (*_CLIP, L2, L1, LINF, L3, STATISTICS, STATISTICS_BESIDE_TWO_NORMS, DOT, STEP, STEP_WITH_MOMENTUM)
 _NORMCLIP_BESIDE_ITSELF = (STATISTICS_BESIDE_L2, PER_TENSOR_BESIDE_ALL)
 _TEN_THOUSAND: list[Shape] = [(64,)] * 10_000
 _TINY = partial(real, width=64, layers=2)
@@ -169,8 +173,10 @@ FULL: tuple[Workload, ...] = (
     Workload("GPT-2 124M", partial(gaussian, gpt2_shapes(), _BF16), _CLIP),
     Workload("GPT-2 124M", partial(gaussian, gpt2_shapes(), _F16), (L2,)),
     Workload("1000 of 64", partial(gaussian, _MANY_SMALL, _F32), _CLIP),
+    Workload("policy network", policy, _CLIP),
     Workload("one of 100M", partial(gaussian, _ONE_LARGE, _F32), _CLIP),
-    Workload("transformer 3M", partial(real, _F32), (*_CLIP, BELOW_AFTER_MATMUL)),
+    *(Workload(f"one of {size} MB", partial(gaussian, shapes, _F32), _CLIP) for size, shapes in _MEGABYTES.items()),
+    Workload("transformer 3M", partial(real, _F32), _CLIP),
     Workload("transformer 3M", partial(real, _BF16), _CLIP),
     Workload("ResNet-50", partial(gaussian, resnet50_shapes(), _F32), _CLIP),
     Workload("ResNet-50", partial(gaussian, resnet50_shapes(), _BF16), _CLIP),
@@ -189,6 +195,7 @@ QUICK: tuple[Workload, ...] = (
     Workload("transformer 0.1M", partial(_TINY, _BF16), _CLIP),
     Workload("transformer 0.1M", partial(_TINY, _F16), (L2,)),
     Workload("1000 of 64", partial(gaussian, _MANY_SMALL, _F32), _CLIP),
+    Workload("policy network", policy, _CLIP),
     Workload("one element", partial(gaussian, _ONE_ELEMENT, _F32), (*_CLIP, *_NORMCLIP_BESIDE_ITSELF)),
 )
 """Every operation at least once, on small gradients, for a smoke run."""
