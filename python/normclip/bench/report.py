@@ -22,7 +22,7 @@ from normclip import _core
 from normclip.bench.machine import cpu_model
 from normclip.bench.measure import Row
 
-__all__ = ["Report", "duration", "error_text", "make_report", "print_report", "progress_bar", "ratio_text", "short_dtype"]
+__all__ = ["Report", "duration", "error_text", "make_report", "print_report", "progress_bar", "ratio_text", "share_text", "short_dtype"]
 
 _QUIET = 0.05  # the share of CPU time that other programs use on an idle machine is below this
 

@@ -19,7 +19,6 @@ from normclip.bench.transformer import transformer_gradients
 
 __all__ = [
     "BELOW",
-    "BELOW_AFTER_MATMUL",
     "DOT",
     "FULL",
     "L1",
@@ -41,6 +40,7 @@ __all__ = [
     "gaussian",
     "gpt2_shapes",
     "llama_layer_shapes",
+    "policy",
     "real",
     "resnet50_shapes",
 ]
