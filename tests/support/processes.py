@@ -5,6 +5,19 @@ import subprocess
 import sys
 import textwrap
 
+# The beginning of a program: something to work on, and how many threads work on it starts.
+COUNTS = """
+    import os
+    import numpy as np
+
+    array = np.ones(4_000_000, np.float32)  # 16 MB
+
+    def started(work):
+        before = len(os.listdir("/proc/self/task"))
+        assert work(array) == 2000.0
+        return len(os.listdir("/proc/self/task")) - before
+"""
+
 
 def run_python(program: str, *, timeout: float = 100.0, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a program with normclip's variables as given here and not as they happen to be. A hang becomes an error."""

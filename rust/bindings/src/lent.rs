@@ -50,9 +50,9 @@ impl Lent {
 fn torch(py: Python<'_>) -> PyResult<Option<Bound<'_, PyAny>>> {
     // SAFETY: the interpreter is attached. The reference is borrowed, or null if there is no such object.
     let modules = unsafe { Bound::from_borrowed_ptr_or_opt(py, ffi::PySys_GetObject(c"modules".as_ptr())) };
-    match modules {
-        Some(modules) => modules.cast_into::<PyDict>()?.get_item(intern!(py, "torch")),
-        None => Ok(None),
+    match modules.and_then(|modules| modules.cast_into::<PyDict>().ok()) {
+        Some(modules) => modules.get_item(intern!(py, "torch")),
+        None => Ok(None), // the interpreter is about to end
     }
 }
 

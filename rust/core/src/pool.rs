@@ -20,8 +20,9 @@ use crate::strict::StrictFloats;
 /// The time between two calls of a watch.
 const WATCH: Duration = Duration::from_millis(100);
 
-/// How often a thread checks what it waits for before it sleeps: for some tens of microseconds, about the time that waking up takes.
-const SPINS: usize = 2000;
+/// How long a thread stays awake for what it waits for before it sleeps: longer than the tens of microseconds that lie between calls in a
+/// row, which waking up would take again.
+const AWAKE: Duration = Duration::from_micros(200);
 
 /// Lends threads of another library: calls the function on up to so many threads at once, of which the calling thread is one, and returns
 /// when every call has returned. The function does not unwind, and may be called any number of times.
@@ -275,12 +276,23 @@ fn pool() -> &'static Pool {
     }
 }
 
-/// Whether `done` became true within [`SPINS`] checks.
+/// Whether `done` became true while this thread stayed awake for it.
 fn spin_until(done: impl Fn() -> bool) -> bool {
-    (0..SPINS).any(|_| {
+    /// Between two looks at the clock: about a microsecond.
+    const SPINS: usize = 50;
+    let start = Instant::now();
+    let spin = || {
         std::hint::spin_loop();
         done()
-    })
+    };
+    loop {
+        if (0..SPINS).any(|_| spin()) {
+            return true;
+        }
+        if start.elapsed() >= AWAKE {
+            return false;
+        }
+    }
 }
 
 /// The guarded value, also after a panic of another thread: no code that could panic halfway through a change runs under these locks.

@@ -21,17 +21,23 @@ pub struct Team {
     pub watch: Option<fn()>,
 }
 
-/// The bytes of work for each thread that make up for waking it.
+/// The bytes of work for each helper that make up for waking it.
 const SHARE: usize = 1 << 20;
+
+/// The bytes of work that make up for asking a lender, whose threads come all at once.
+const LENT: usize = 1 << 19;
 
 impl Team {
     /// The same with no more threads than are worth waking for so many bytes, and without a watch where they are read before it is called.
     #[must_use]
     pub(crate) fn for_bytes(self, bytes: usize) -> Self {
-        if bytes < SHARE {
-            return Self { threads: NonZero::<usize>::MIN, watch: None, ..self };
-        }
-        Self { threads: NonZero::<usize>::MIN.saturating_add(bytes / SHARE).min(self.threads), ..self }
+        let worth = match self.lender {
+            None => 1 + bytes / SHARE,
+            Some(_) if bytes < LENT => 1,
+            Some(_) => usize::MAX,
+        };
+        let threads = self.threads.min(NonZero::new(worth).unwrap_or(NonZero::<usize>::MIN));
+        Self { threads, watch: self.watch.filter(|_| bytes >= SHARE), ..self }
     }
 
     /// Whether the calling thread has no helpers, so that [`Team::alone`] may do the work.
@@ -274,5 +280,8 @@ mod tests {
         assert_eq!(team(1000).for_bytes(SHARE - 1).threads.get(), 1);
         assert_eq!(team(1000).for_bytes(20 * SHARE).threads.get(), 21);
         assert_eq!(team(3).for_bytes(20 * SHARE).threads.get(), 3);
+        let [_, lent] = teams(1000);
+        assert_eq!(lent.for_bytes(LENT - 1).threads.get(), 1);
+        assert_eq!(lent.for_bytes(LENT).threads.get(), 1000);
     }
 }
