@@ -3,6 +3,7 @@ from typing import Any, ParamSpec, SupportsFloat, TypeVar, final
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 __all__ = [
     "FIGURES",
@@ -14,7 +15,9 @@ __all__ = [
     "Step",
     "TensorList",
     "__version__",
+    "as_tensor",
     "check_pairs",
+    "clip_grads",
     "collect",
     "collect_grads",
     "dot",
@@ -22,6 +25,7 @@ __all__ = [
     "hard_coefficient",
     "isa",
     "listed",
+    "mark_written",
     "set_num_threads",
     "strictly",
 ]
@@ -45,6 +49,9 @@ def hard_coefficient(limit: float, norm: float, epsilon: float = 0.0) -> float: 
 def strictly(function: Callable[_Arguments, _Result], /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result: ...
 def collect(tensors: Any, *, writable: bool = False) -> TensorList | DeviceList: ...
 def collect_grads(parameters: Any, *, writable: bool = False) -> TensorList | DeviceList: ...
+def clip_grads(parameters: Any, limit: float, order: float, epsilon: float, finite: bool) -> Tensor | TensorList | DeviceList: ...
+def as_tensor(number: float, double: bool) -> Tensor: ...
+def mark_written(tensors: list[Any]) -> None: ...
 def dot(xs: Any, ys: Any) -> tuple[float, float, float, float]: ...
 def check_pairs(xs: Any, ys: Any) -> None: ...
 def listed(given: Any, *, grads: bool = False) -> list[Any]: ...
@@ -90,8 +97,6 @@ class Moments:
 @final
 class TensorList:
     def __new__(cls, tensors: Any, *, writable: bool = False) -> TensorList: ...
-    @staticmethod
-    def grads(parameters: Any, *, writable: bool = False) -> TensorList: ...
     @property
     def is_torch(self) -> bool: ...
     @property

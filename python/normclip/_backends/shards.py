@@ -77,7 +77,7 @@ class Shards:
         self._wrappers: dict[int, DTensor] = {}  # by the identity of its local tensor
         self._reduced = False  # whether a Partial DTensor was reduced, so that what is read differs from what is written
         self._device = torch.device("cpu")
-        self._read = self._write = local.collect([], grads=False)
+        self._read = self._write = local.collect([])
         self._double, self._same_lists = False, True
         self._total = Moments()
         self._each: list[Moments] = []
@@ -119,8 +119,9 @@ class Shards:
             self._shapes.append(tuple(getattr(tensor, "shape", ())))
             self._mesh_numbers.append(mesh_number)
             self._counts.append(counts)
-        self._write = local.collect(to_write, grads=grads, writable=writable)
-        self._read = local.collect(to_read, grads=grads) if self._reduced else self._write
+        collect = local.collect_grads if grads else local.collect
+        self._write = collect(to_write, writable)
+        self._read = collect(to_read) if self._reduced else self._write
 
     def _place(self, mesh: DeviceMesh) -> tuple[int, tuple[int, ...]]:
         """The mesh number and this rank's coordinate on the mesh."""
@@ -271,7 +272,7 @@ class Shards:
             places = zip(self._measured, self._mesh_numbers, self._counts, strict=True)
             tensors = [tensor for tensor, at, counts in places if at == mesh_number and counts]
             elements = any(math.prod(tensor.shape) for tensor in tensors)
-            rows.append(np.array([float(local.collect(tensors, grads=False).norm(order)), float(elements), *[0.0] * (len(MOMENTS) - 2)]))
+            rows.append(np.array([float(local.collect(tensors).norm(order)), float(elements), *[0.0] * (len(MOMENTS) - 2)]))
         return rows
 
     def _check_same_lists(self) -> None:

@@ -8,7 +8,8 @@ use normclip_core::{Isa, OutOfMemory, Team};
 use pyo3::exceptions::{PyMemoryError, PyRuntimeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+
+use crate::torch::torch;
 
 const VARIABLE: &str = "NORMCLIP_NUM_THREADS";
 
@@ -67,8 +68,7 @@ fn threads(py: Python<'_>) -> PyResult<NonZero<usize>> {
         return number.ok_or_else(|| PyValueError::new_err(refusal()));
     }
     // torch's own number, if torch is there: who sets that means all of the process.
-    let modules = py.import(intern!(py, "sys"))?.getattr(intern!(py, "modules"))?.cast_into::<PyDict>()?;
-    if let Some(torch) = modules.get_item(intern!(py, "torch"))?
+    if let Some(torch) = torch(py)?
         && let Some(number) = torch.getattr_opt(intern!(py, "get_num_threads"))?
     {
         return number.call0()?.extract();
