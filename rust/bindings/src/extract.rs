@@ -10,7 +10,7 @@
 
 use std::ptr;
 
-use normclip_core::{Dtype, TensorError, View};
+use normclip_core::{Dtype, Problem, TensorError, View};
 use pyo3::exceptions::{PyBufferError, PyException, PyMemoryError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyType;
@@ -93,7 +93,8 @@ impl<'a, 'py> Extractor<'a, 'py> {
         }
         if self.ran_python {
             for (index, object) in objects.iter().enumerate().filter(|(index, _)| borrowed[*index]) {
-                if !take(self, index, object)? {
+                // Asked first, as what lends no memory any more would run Python code.
+                if self.borrow(index, object)?.is_none() || !take(self, index, object)? {
                     return Err(self.names.changed(index, object));
                 }
             }
@@ -106,6 +107,9 @@ impl<'a, 'py> Extractor<'a, 'py> {
         let mut found = reserved(objects.len())?;
         self.each(objects, |extractor, index, object| {
             let what = match extractor.tensor(index, object)? {
+                Form::Dense(Exported { tensor, .. }) if tensor.device.has_addresses() && lacks_memory(&tensor) => {
+                    return Err(extractor.names.fault(TensorError { index, problem: Problem::NullData }, object));
+                }
                 Form::Dense(exported) => {
                     let (dtype, is_borrowed) = (extractor.dtype(index, object, &exported.tensor)?, exported.owner.is_none());
                     put(&mut found, index, (exported, dtype));
