@@ -180,7 +180,7 @@ def moments(tensors: Any) -> Moments:
     Raises:
         TypeError, ValueError: As for :func:`collect`, or one is a DTensor.
     """
-    return local.collect(tensors, served=_served).statistics()[0]
+    return local.collect(tensors, served=_served).statistics(table=False)[0]
 
 
 def dot(xs: Any, ys: Any) -> tuple[float, float, float, float] | tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -163,25 +163,27 @@ class Shards:
         exact = torch.tensor(found, dtype=torch.float64, device=self._device)
         return Norm(exact, exact.to(torch.float64 if self.is_double else torch.float32))
 
-    def statistics(self, groups: list[int] | None = None, *, finite_only: bool = False) -> tuple[Moments, list[Moments], bytes]:
+    def statistics(
+        self, groups: list[int] | None = None, *, finite_only: bool = False, table: bool = True
+    ) -> tuple[Moments, list[Moments], bytes]:
         """As for any batch, except that the table describes this rank's shards, not the whole tensors."""
-        table = b""
+        rows = b""
 
         def measure() -> list[Array]:
-            nonlocal table
-            _, self._each, table = self._read.statistics(list(range(len(self._read))), finite_only=finite_only)
+            nonlocal rows
+            _, self._each, rows = self._read.statistics(list(range(len(self._read))), finite_only=finite_only, table=table)
             return self._merged(self._mesh_numbers, 1 + len(self._meshes))
 
         total = self._sum(measure, float(zlib.crc32(repr((self._shapes, groups)).encode())))
         if groups is not None:
             self._check_same_lists()
         if not groups:
-            return total, [], table
+            return total, [], rows
         labels = 1 + max(groups)
         cells = [mesh_number * labels + group for mesh_number, group in zip(self._mesh_numbers, groups, strict=True)]
         tables = np.array(self._merged(cells, (1 + len(self._meshes)) * labels)).reshape(-1, labels, len(MOMENTS))
         whole = np.array([tables[0], *map(merged_each, tables[1:], self._meshes.values())])
-        return total, [Moments.from_array(merged_moments(whole[:, label])) for label in range(labels)], table
+        return total, [Moments.from_array(merged_moments(whole[:, label])) for label in range(labels)], rows
 
     def each(self) -> list[Moments]:
         """The moments of each whole tensor, from the shards that the last ``statistics`` call has measured."""
@@ -256,7 +258,7 @@ class Shards:
     def _sums(self) -> list[Array]:
         parts = 1 + len(self._meshes)
         places = [mesh_number if counts else parts for mesh_number, counts in zip(self._mesh_numbers, self._counts, strict=True)]
-        sums = [moments.to_array() for moments in self._read.statistics(places)[1]]
+        sums = [moments.to_array() for moments in self._read.statistics(places, table=False)[1]]
         return [*sums, *[np.zeros(len(MOMENTS))] * parts][:parts]
 
     def _merged(self, places: list[int], number: int) -> list[Array]:

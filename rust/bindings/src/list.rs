@@ -69,16 +69,17 @@ impl TensorList {
     }
 
     /// The moments of all tensors; those of each group, for the group number of each tensor; and a table of float64, with a row for each tensor
-    /// and a column for each of `FIGURES`. All from one read.
-    #[pyo3(signature = (groups = Vec::new(), *, finite_only = false))]
+    /// and a column for each of `FIGURES`, if asked for. All from one read.
+    #[pyo3(signature = (groups = Vec::new(), *, finite_only = false, table = true))]
     fn statistics<'py>(
         &self,
         py: Python<'py>,
         groups: Vec<usize>,
         finite_only: bool,
+        table: bool,
     ) -> PyResult<(Moments, Vec<Moments>, Bound<'py, PyBytes>)> {
         let (mut all, mut grouped) = (Totals::EMPTY, Vec::new());
-        let table = PyBytes::new_with(py, Table::size(self.sources.len()), |bytes| {
+        let table = PyBytes::new_with(py, if table { Table::size(self.sources.len()) } else { 0 }, |bytes| {
             (all, grouped) = compute(py, |team| {
                 let mut table = Table::new(bytes, &groups);
                 reduce_each(self.tensors(), Statistics { finite_only }, team, |index, moments| table.add(index, moments));
