@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+mark_written = _core.mark_written
+"""Raises the version counters of torch tensors that were written, so that autograd notices the change."""
+
+
 def as_tensor(norm: AnyNorm, tensors: Batch) -> Tensor:
     """A norm as torch returns it: a 0-dim tensor, float64 if any of the tensors is of double precision, else float32.
 
@@ -20,27 +24,13 @@ def as_tensor(norm: AnyNorm, tensors: Batch) -> Tensor:
     """
     if not isinstance(norm, float):
         return norm.rounded
-    torch = import_torch()
-    found: Tensor
-    if tensors.is_double:
-        found = torch.tensor(norm, dtype=torch.float64, device="cpu")
-    else:
-        # Rounds to the nearest float32, also to a subnormal one if this thread flushes subnormal numbers to 0.
-        found = _core.strictly(torch.tensor, norm, dtype=torch.float32, device="cpu")
-    return found
+    import_torch()
+    return _core.as_tensor(norm, tensors.is_double)
 
 
 def as_given(norm: AnyNorm, tensors: Batch) -> Tensor | float:
     """A norm in the kind of its tensors: a torch tensor for torch tensors, else a float."""
     return norm if isinstance(norm, float) and not tensors.is_torch else as_tensor(norm, tensors)
-
-
-def mark_written(tensors: list[Any]) -> None:
-    """Raise the version counters of torch tensors that were written, so that autograd notices the change."""
-    if tensors:
-        import torch
-
-        torch.autograd.graph.increment_version(tensors)
 
 
 def check_finite(norm: AnyNorm, norm_type: float, tensors: Batch, *, source: str) -> None:

@@ -8,8 +8,8 @@ import types
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
-from normclip._arguments import TORCH_EPSILON, check_limit, check_number, check_order
-from normclip._backends import AnyNorm, Batch, collect, collect_grads, warn_caller
+from normclip._arguments import TORCH_EPSILON, check_limit, check_number, check_order, import_torch
+from normclip._backends import AnyNorm, Batch, clip_grads, collect, collect_grads, warn_caller
 from normclip._results import as_given, as_tensor, check_finite, mark_written
 from normclip.rules import Hard, Rule, as_rule
 from normclip.typing import Order, Parameters, Tensors
@@ -64,9 +64,9 @@ def clip_(tensors: Tensors, rule: Rule | float, ord: Order = 2.0) -> torch.Tenso
         >>> gradient
         array([0.6, 0.8], dtype=float32)
     """
-    rule = as_rule("rule", rule)
+    rule = _limit_or_rule("rule", rule)
     ord = check_order("ord", ord)
-    batch = collect(tensors, writable=rule.writes)
+    batch = collect(tensors, writable=rule < math.inf if isinstance(rule, float) else rule.writes)
     norm = batch.norm(ord)
     _clip(batch, rule, norm)
     return as_given(norm, batch)
@@ -182,8 +182,8 @@ def clip_grad_norm_(
         >>> weight.grad
         tensor([0.6000, 0.8000])
     """
-    torch_if_loaded = sys.modules.get("torch")
-    if torch_if_loaded is not None and torch_if_loaded.compiler.is_dynamo_compiling():
+    torch = sys.modules.get("torch") or import_torch()
+    if torch.compiler.is_dynamo_compiling():
         from normclip import _compiled
 
         if max_norm is not None and rule is None and process_groups is None:
@@ -191,14 +191,20 @@ def clip_grad_norm_(
         keywords = {"rule": rule, "process_groups": process_groups}
         return _compiled.outside(clip_grad_norm_, parameters, max_norm, norm_type, error_if_nonfinite, **keywords)
     if max_norm is not None and rule is None:
-        rule, epsilon = as_rule("max_norm", max_norm), TORCH_EPSILON
+        rule, epsilon = _limit_or_rule("max_norm", max_norm), TORCH_EPSILON
     elif max_norm is None and rule is not None:
-        rule, epsilon = as_rule("rule", rule), 0.0
+        rule, epsilon = _limit_or_rule("rule", rule), 0.0
     else:
         raise ValueError("pass either max_norm, a number, or rule, one of normclip.rules")
     norm_type = check_order("norm_type", norm_type)
     parameters = read_generator(parameters)
-    batch = collect_grads(parameters, writable=rule.writes, process_groups=process_groups)
+    if isinstance(rule, float):
+        found = clip_grads(parameters, rule, norm_type, epsilon, error_if_nonfinite, process_groups)
+        if isinstance(found, torch.Tensor):
+            return found
+        batch = found
+    else:
+        batch = collect_grads(parameters, writable=rule.writes, process_groups=process_groups)
     norm = batch.norm(norm_type)
     if error_if_nonfinite:
         check_finite(norm, norm_type, batch, source="gradients from `parameters`")
@@ -215,10 +221,22 @@ def read_generator(parameters: Parameters) -> Parameters:
     return parameters
 
 
-def _clip(batch: Batch, rule: Rule, norm: AnyNorm, epsilon: float = 0.0) -> None:
-    if isinstance(rule, Hard):
+def _limit_or_rule(name: str, rule: Rule | float) -> Rule | float:
+    """The limit of hard clipping, which backends apply by themselves, or another rule.
+
+    Raises:
+        TypeError, ValueError: As for :func:`normclip.rules.as_rule`.
+    """
+    if type(rule) is float:  # the most frequent case first: isinstance of an abstract class takes longer
+        return check_limit(name, rule)
+    rule = as_rule(name, rule)
+    return rule.max_norm if isinstance(rule, Hard) else rule
+
+
+def _clip(batch: Batch, rule: Rule | float, norm: AnyNorm, epsilon: float = 0.0) -> None:
+    if isinstance(rule, float):
         # The backend computes the coefficient, so that on a device one kernel computes and applies it.
-        mark_written(batch.clip_(rule.max_norm, norm, epsilon))
+        mark_written(batch.clip_(rule, norm, epsilon))
         return
     if batch.is_empty:
         return  # a rule that remembers has seen no gradient

@@ -122,7 +122,9 @@ def clip_grads_(
         unknown = [group for group in rules if group not in (members or ())]
         if unknown:
             raise ValueError(f"limits names the groups {unknown}, and there are {list(members or ()) or 'none: pass groups'}")
-    stats, table, member_of = measure(batch, names, per_tensor=per_tensor, orders=(), groups=members, finite_only=nonfinite == "zero")
+    stats, table, member_of = measure(
+        batch, names, per_tensor=per_tensor, orders=(), groups=members, finite_only=nonfinite == "zero", table=True
+    )
 
     nans, infs = (table[:, FIGURES.index(figure)] for figure in ("nans", "infs"))
     affected = np.flatnonzero(nans + infs)

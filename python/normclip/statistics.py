@@ -193,9 +193,12 @@ def stats(
     orders = [check_order("norms", order) for order in norms]
     batch = collect(tensors)
     with sharing_errors(batch):
-        names = _named(batch, names)
-        members = assign(groups, names)
-    return measure(batch, names, per_tensor=per_tensor, orders=orders, groups=members)[0]
+        if names is not None and len(names) != len(batch):
+            raise ValueError(f"{len(names)} names for {len(batch)} tensors: pass one for each")
+        if names is None and (per_tensor or groups is not None):
+            names = list(map(str, range(len(batch))))
+        members = assign(groups, names or ())
+    return measure(batch, tuple(names or ()), per_tensor=per_tensor, orders=orders, groups=members)[0]
 
 
 def grad_stats(
@@ -277,6 +280,7 @@ def measure(
     orders: Sequence[float],
     groups: Mapping[str, Sequence[int]] | None,
     finite_only: bool = False,
+    table: bool = False,
 ) -> tuple[Stats, npt.NDArray[np.float64], list[str]]:
     """Compute the statistics of a batch.
 
@@ -287,20 +291,23 @@ def measure(
         orders: Orders of further norms.
         groups: The groups of :func:`assign`: positions in the list that was passed, some of which may have no tensor in the batch.
         finite_only: Count NaN and infinite elements, but treat them as 0 in all other figures.
+        table: Whether the table is needed.
 
     Returns:
-        The statistics; a table of figures with a row for each tensor and a column for each of ``FIGURES``; the group of each tensor.
+        The statistics; a table of figures with a row for each tensor and a column for each of ``FIGURES``, or without rows; the group of
+        each tensor.
     """
     member_of: list[str] = []
+    table |= per_tensor
     if groups is None:
-        moments, grouped, raw = batch.statistics(finite_only=finite_only)
+        moments, grouped, raw = batch.statistics(finite_only=finite_only, table=table)
     else:
         group_at = {position: group for group, positions in groups.items() for position in positions}
         member_of = [group_at[position] for position in batch.positions]
         numbers = {group: number for number, group in enumerate(groups)}
-        moments, grouped, raw = batch.statistics([numbers[group] for group in member_of], finite_only=finite_only)
+        moments, grouped, raw = batch.statistics([numbers[group] for group in member_of], finite_only=finite_only, table=table)
         grouped = [*grouped, *[Moments()] * (len(groups) - len(grouped))]  # groups after the last one that has tensors
-    table = whole = np.frombuffer(raw).reshape(-1, len(FIGURES))
+    rows = whole = np.frombuffer(raw).reshape(-1, len(FIGURES))
     if per_tensor and (each := getattr(batch, "each", None)) is not None:
         # The table describes this rank's shards, `each` the whole tensors.
         whole = np.array([list(_figures(moments).values()) for moments in each()], np.float64).reshape(-1, len(FIGURES))
@@ -311,7 +318,7 @@ def measure(
         groups=dict(zip(groups or (), grouped, strict=True)),
         per_tensor=PerTensor(names, *whole.T) if per_tensor else None,
     )
-    return found, table, member_of
+    return found, rows, member_of
 
 
 def assign(groups: Groups | None, names: Sequence[str]) -> dict[str, list[int]] | None:
@@ -343,10 +350,3 @@ def assign(groups: Groups | None, names: Sequence[str]) -> dict[str, list[int]] 
         members.setdefault(next(found, REST), []).append(position)
     return members
 
-
-def _named(batch: Batch, names: Sequence[str] | None) -> tuple[str, ...]:
-    if names is None:
-        return tuple(map(str, range(len(batch))))
-    if len(names) != len(batch):
-        raise ValueError(f"{len(names)} names for {len(batch)} tensors: pass one for each")
-    return tuple(names)

@@ -3,7 +3,7 @@
 The rest of the package imports from here, and from no module below. The architecture document has a line for each of these modules.
 """
 
-from normclip._backends.choose import collect, collect_grads, dot, moments, optimizer_step, sharing_errors, warn_caller
+from normclip._backends.choose import clip_grads, collect, collect_grads, dot, moments, optimizer_step, sharing_errors, warn_caller
 from normclip._backends.protocol import AnyNorm, Batch, Member, Norm, Settings, Step
 from normclip._backends.totals import hard_coefficient
 
@@ -14,6 +14,7 @@ __all__ = [
     "Norm",
     "Settings",
     "Step",
+    "clip_grads",
     "collect",
     "collect_grads",
     "dot",

@@ -7,16 +7,17 @@ they need torch.
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from normclip import _core
 from normclip._backends import local
 from normclip._backends.protocol import USUAL, Batch, Member, Served, Step
-from normclip._core import DeviceList, Moments, NotOnCPU
+from normclip._core import DeviceList, Moments, NotOnCPU, TensorList
 
 if TYPE_CHECKING:
     import torch
@@ -61,18 +62,9 @@ def collect(tensors: Any, *, writable: bool = False, process_groups: Sequence[Pr
     Raises:
         TypeError, ValueError: One of the tensors is not supported, or cannot be written; the message names it.
     """
-    if hasattr(tensors, "__next__"):
-        tensors = list(tensors)  # an iterator can be read once only, and `_has_shards` may read it again
-    if not process_groups:
-        try:
-            return local.collect(tensors, grads=False, writable=writable, served=_served)
-        except Exception:
-            # DTensors have no memory of their own, so Rust refuses them. Looking for them only now keeps the common path fast.
-            if not _has_shards(tensors):
-                raise
-    from normclip._backends.shards import Shards
-
-    return Shards(tensors, grads=False, writable=writable, process_groups=process_groups or ())
+    tensors = _rereadable(tensors)
+    found: Batch = _taken(tensors, False, writable, process_groups, local.collect, writable, _served)
+    return found
 
 
 def collect_grads(parameters: Any, *, writable: bool = False, process_groups: Sequence[ProcessGroup] | None = None) -> Batch:
@@ -83,36 +75,69 @@ def collect_grads(parameters: Any, *, writable: bool = False, process_groups: Se
     Raises:
         TypeError, ValueError: As for :func:`collect`.
     """
-    if hasattr(parameters, "__next__"):
-        parameters = list(parameters)
-    found = _grads(parameters, writable=writable, process_groups=process_groups)
-    if (
-        len(found) == 0
-        and (items := _core.listed(parameters, grads=True))
-        and not any(getattr(item, "requires_grad", True) for item in items)
-    ):
+    parameters = _rereadable(parameters)
+    found: Batch = _taken(parameters, True, writable, process_groups, local.collect_grads, writable, _served)
+    _warn_of_gradients(parameters, found)
+    return found
+
+
+def clip_grads(
+    parameters: Any, limit: float, order: float, epsilon: float, finite: bool, process_groups: Sequence[ProcessGroup] | None = None
+) -> torch.Tensor | Batch:
+    """Scale gradients by min(1, limit / (norm + epsilon)), for the norm of this order of all together, if one call of Rust can do it.
+
+    Returns:
+        The norm, as torch has it. Or, with the gradients as they were, their batch, by whose methods the caller has to do the same: where
+        some are not in CPU memory or ranks share them, where there are none, and where ``finite`` is true and the norm is not finite.
+
+    Raises:
+        TypeError, ValueError: As for :func:`collect`.
+    """
+    if _served is not USUAL:
+        return collect_grads(parameters, writable=limit < math.inf, process_groups=process_groups)
+    parameters = _rereadable(parameters)
+    found = _taken(parameters, True, limit < math.inf, process_groups, _core.clip_grads, limit, order, epsilon, finite)
+    if isinstance(found, (TensorList, DeviceList)):
+        found = local.batch(found)
+        _warn_of_gradients(parameters, found)
+    return found  # type: ignore[no-any-return]
+
+
+def _rereadable(given: Any) -> Any:
+    """What was passed, an iterator as a list: it can be read once only, and another backend may have to read it again."""
+    return list(given) if hasattr(given, "__next__") else given
+
+
+def _taken(
+    given: Any,
+    grads: bool,
+    writable: bool,
+    process_groups: Sequence[ProcessGroup] | None,
+    take: Callable[..., Any],
+    *arguments: Any,
+) -> Any:
+    """What ``take`` makes of what was passed, with these arguments, or the batch of this rank's shards if ranks share it."""
+    if not process_groups:
+        try:
+            return take(given, *arguments)
+        except Exception:
+            # DTensors have no memory of their own, so Rust refuses them. Looking for them only now keeps the common path fast.
+            if not _has_shards(given, grads=grads):
+                raise
+    from normclip._backends.shards import Shards
+
+    return Shards(given, grads=grads, writable=writable, process_groups=process_groups or ())
+
+
+def _warn_of_gradients(parameters: Any, found: Batch) -> None:
+    if len(found) > 0:
+        return
+    items = _core.listed(parameters, grads=True)
+    if items and not any(getattr(item, "requires_grad", True) for item in items):
         warn_caller(
             f"none of the {len(items)} tensors that were passed as parameters has a gradient, and none requires one, so nothing happens: "
             "pass parameters, such as model.parameters(), and not their gradients"
         )
-    return found
-
-
-def _grads(parameters: Any, *, writable: bool, process_groups: Sequence[ProcessGroup] | None) -> Batch:
-    if not process_groups:
-        try:
-            found = local.collect(parameters, grads=True, writable=writable, served=_served)
-        except Exception:
-            if not _has_shards(parameters, "grad"):
-                raise
-        else:
-            # A DTensor parameter without a gradient on this rank may have one on others, whose collective waits for this rank.
-            complete = isinstance(parameters, (list, tuple)) and len(parameters) == len(found)
-            if complete or not _has_shards(parameters):
-                return found
-    from normclip._backends.shards import Shards
-
-    return Shards(parameters, grads=True, writable=writable, process_groups=process_groups or ())
 
 
 def warn_caller(message: str) -> None:
@@ -123,14 +148,14 @@ def warn_caller(message: str) -> None:
     warnings.warn(message, stacklevel=level)
 
 
-def _has_shards(given: Any, attribute: str | None = None) -> bool:
-    """Whether any of the objects is a DTensor, or has one as this attribute."""
+def _has_shards(given: Any, *, grads: bool) -> bool:
+    """Whether any of the objects is a DTensor, or has one as its gradient."""
     module = sys.modules.get("torch.distributed.tensor")
     if module is None:  # no DTensor can exist before its module is loaded
         return False
     items = list(given) if isinstance(given, Iterable) and not hasattr(given, "__dlpack__") else [given]
-    if attribute is not None:
-        items += [getattr(item, attribute, None) for item in items]
+    if grads:
+        items += [getattr(item, "grad", None) for item in items]
     return any(issubclass(kind, module.DTensor) for kind in set(map(type, items)))
 
 
@@ -155,7 +180,7 @@ def moments(tensors: Any) -> Moments:
     Raises:
         TypeError, ValueError: As for :func:`collect`, or one is a DTensor.
     """
-    return local.collect(tensors, grads=False, served=_served).statistics()[0]
+    return local.collect(tensors, served=_served).statistics(table=False)[0]
 
 
 def dot(xs: Any, ys: Any) -> tuple[float, float, float, float] | tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -164,8 +189,7 @@ def dot(xs: Any, ys: Any) -> tuple[float, float, float, float] | tuple[torch.Ten
     Raises:
         TypeError, ValueError: As for :func:`normclip.dot`.
     """
-    # Lists, as an iterator can be read once only and a second backend may have to read it.
-    xs, ys = (list(given) if hasattr(given, "__next__") else given for given in (xs, ys))
+    xs, ys = _rereadable(xs), _rereadable(ys)
     if _served is USUAL:
         try:
             return _core.dot(xs, ys)

@@ -122,7 +122,9 @@ class DeviceBatch:
         exact = joined(torch, torch.stack([moved(norm.exact, first.device, first.dtype) for norm in norms]), order)
         return Norm(exact, exact.to(norms[0].rounded.dtype))
 
-    def statistics(self, groups: list[int] | None = None, *, finite_only: bool = False) -> tuple[Moments, list[Moments], bytes]:
+    def statistics(
+        self, groups: list[int] | None = None, *, finite_only: bool = False, table: bool = True
+    ) -> tuple[Moments, list[Moments], bytes]:
         return self._tensors.statistics(self._moments(finite_only=finite_only).tobytes(), groups or [])
 
     def nonfinite(self) -> list[tuple[str, int, int]]:

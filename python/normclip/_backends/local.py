@@ -9,15 +9,22 @@ from normclip._backends.protocol import USUAL, Batch, Served
 from normclip._core import DeviceList, TensorList
 
 
-def collect(given: Any, *, grads: bool, writable: bool = False, served: Served = USUAL) -> Batch:
-    """The batch of a tensor or an iterable of tensors; with ``grads``, of the gradients of parameters, without those that are None.
+def collect(tensors: Any, writable: bool = False, served: Served = USUAL) -> Batch:
+    """The batch of a tensor or an iterable of tensors.
 
     Raises:
         TypeError, ValueError: One of the tensors is not supported, or cannot be written; the message names it.
     """
-    if served is USUAL:
-        return batch((_core.collect_grads if grads else _core.collect)(given, writable=writable))
-    return batch((DeviceList.grads if grads else DeviceList)(given, writable=writable), served)
+    return batch((_core.collect if served is USUAL else DeviceList)(tensors, writable=writable), served)
+
+
+def collect_grads(parameters: Any, writable: bool = False, served: Served = USUAL) -> Batch:
+    """The batch of the gradients of a parameter or an iterable of parameters, without those that are None.
+
+    Raises:
+        TypeError, ValueError: As for :func:`collect`.
+    """
+    return batch((_core.collect_grads if served is USUAL else DeviceList.grads)(parameters, writable=writable), served)
 
 
 def batch(found: TensorList | DeviceList, served: Served = USUAL) -> Batch:

@@ -77,7 +77,7 @@ class Shards:
         self._wrappers: dict[int, DTensor] = {}  # by the identity of its local tensor
         self._reduced = False  # whether a Partial DTensor was reduced, so that what is read differs from what is written
         self._device = torch.device("cpu")
-        self._read = self._write = local.collect([], grads=False)
+        self._read = self._write = local.collect([])
         self._double, self._same_lists = False, True
         self._total = Moments()
         self._each: list[Moments] = []
@@ -119,8 +119,9 @@ class Shards:
             self._shapes.append(tuple(getattr(tensor, "shape", ())))
             self._mesh_numbers.append(mesh_number)
             self._counts.append(counts)
-        self._write = local.collect(to_write, grads=grads, writable=writable)
-        self._read = local.collect(to_read, grads=grads) if self._reduced else self._write
+        collect = local.collect_grads if grads else local.collect
+        self._write = collect(to_write, writable)
+        self._read = collect(to_read) if self._reduced else self._write
 
     def _place(self, mesh: DeviceMesh) -> tuple[int, tuple[int, ...]]:
         """The mesh number and this rank's coordinate on the mesh."""
@@ -162,25 +163,27 @@ class Shards:
         exact = torch.tensor(found, dtype=torch.float64, device=self._device)
         return Norm(exact, exact.to(torch.float64 if self.is_double else torch.float32))
 
-    def statistics(self, groups: list[int] | None = None, *, finite_only: bool = False) -> tuple[Moments, list[Moments], bytes]:
+    def statistics(
+        self, groups: list[int] | None = None, *, finite_only: bool = False, table: bool = True
+    ) -> tuple[Moments, list[Moments], bytes]:
         """As for any batch, except that the table describes this rank's shards, not the whole tensors."""
-        table = b""
+        rows = b""
 
         def measure() -> list[Array]:
-            nonlocal table
-            _, self._each, table = self._read.statistics(list(range(len(self._read))), finite_only=finite_only)
+            nonlocal rows
+            _, self._each, rows = self._read.statistics(list(range(len(self._read))), finite_only=finite_only, table=table)
             return self._merged(self._mesh_numbers, 1 + len(self._meshes))
 
         total = self._sum(measure, float(zlib.crc32(repr((self._shapes, groups)).encode())))
         if groups is not None:
             self._check_same_lists()
         if not groups:
-            return total, [], table
+            return total, [], rows
         labels = 1 + max(groups)
         cells = [mesh_number * labels + group for mesh_number, group in zip(self._mesh_numbers, groups, strict=True)]
         tables = np.array(self._merged(cells, (1 + len(self._meshes)) * labels)).reshape(-1, labels, len(MOMENTS))
         whole = np.array([tables[0], *map(merged_each, tables[1:], self._meshes.values())])
-        return total, [Moments.from_array(merged_moments(whole[:, label])) for label in range(labels)], table
+        return total, [Moments.from_array(merged_moments(whole[:, label])) for label in range(labels)], rows
 
     def each(self) -> list[Moments]:
         """The moments of each whole tensor, from the shards that the last ``statistics`` call has measured."""
@@ -255,7 +258,7 @@ class Shards:
     def _sums(self) -> list[Array]:
         parts = 1 + len(self._meshes)
         places = [mesh_number if counts else parts for mesh_number, counts in zip(self._mesh_numbers, self._counts, strict=True)]
-        sums = [moments.to_array() for moments in self._read.statistics(places)[1]]
+        sums = [moments.to_array() for moments in self._read.statistics(places, table=False)[1]]
         return [*sums, *[np.zeros(len(MOMENTS))] * parts][:parts]
 
     def _merged(self, places: list[int], number: int) -> list[Array]:
@@ -271,7 +274,7 @@ class Shards:
             places = zip(self._measured, self._mesh_numbers, self._counts, strict=True)
             tensors = [tensor for tensor, at, counts in places if at == mesh_number and counts]
             elements = any(math.prod(tensor.shape) for tensor in tensors)
-            rows.append(np.array([float(local.collect(tensors, grads=False).norm(order)), float(elements), *[0.0] * (len(MOMENTS) - 2)]))
+            rows.append(np.array([float(local.collect(tensors).norm(order)), float(elements), *[0.0] * (len(MOMENTS) - 2)]))
         return rows
 
     def _check_same_lists(self) -> None:

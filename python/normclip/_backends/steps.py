@@ -21,7 +21,7 @@ class DeviceStep:
     def __init__(self, members: list[Member], served: Served) -> None:
         _core.Step.check(members)
         self._members = members
-        self._gradients = local.collect([gradient for _, _, _, gradient, _, _ in members], grads=False, served=served)
+        self._gradients = local.collect([gradient for _, _, _, gradient, _, _ in members], served=served)
 
     def norm(self) -> AnyNorm:
         return self._gradients.norm(2.0)

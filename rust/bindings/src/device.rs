@@ -15,26 +15,68 @@ use crate::list::TensorList;
 use crate::moments::Moments;
 use crate::threads::detached;
 
+/// The list that some tensors make.
+#[derive(IntoPyObject)]
+pub(crate) enum Collected {
+    /// All are in CPU memory.
+    Host(TensorList),
+    /// Some are not.
+    Anywhere(DeviceList),
+}
+
+impl Collected {
+    fn of(py: Python<'_>, given: Given<'_>, writable: bool) -> PyResult<Self> {
+        match given.memory(py, writable) {
+            Ok(memory) => TensorList::of(py, given, memory, writable).map(Self::Host),
+            Err(error) if error.is_instance_of::<NotOnCPU>(py) => DeviceList::of(py, given, writable).map(Self::Anywhere),
+            Err(error) => Err(error),
+        }
+    }
+}
+
 /// The tensor itself, or the tensors of an iterable: a `TensorList` if all are in CPU memory, else a `DeviceList`.
 #[pyfunction]
 #[pyo3(signature = (tensors, *, writable = false))]
-pub(crate) fn collect<'py>(tensors: &Bound<'py, PyAny>, writable: bool) -> PyResult<Bound<'py, PyAny>> {
-    either(tensors.py(), Given::tensors(tensors, "tensors")?, writable)
+pub(crate) fn collect(tensors: &Bound<'_, PyAny>, writable: bool) -> PyResult<Collected> {
+    Collected::of(tensors.py(), Given::tensors(tensors, "tensors")?, writable)
 }
 
 /// The gradients of a parameter, or of those parameters of an iterable that have one, as `collect` gives tensors.
 #[pyfunction]
 #[pyo3(signature = (parameters, *, writable = false))]
-pub(crate) fn collect_grads<'py>(parameters: &Bound<'py, PyAny>, writable: bool) -> PyResult<Bound<'py, PyAny>> {
-    either(parameters.py(), Given::grads(parameters)?, writable)
+pub(crate) fn collect_grads(parameters: &Bound<'_, PyAny>, writable: bool) -> PyResult<Collected> {
+    Collected::of(parameters.py(), Given::grads(parameters)?, writable)
 }
 
-fn either<'py>(py: Python<'py>, given: Given<'py>, writable: bool) -> PyResult<Bound<'py, PyAny>> {
-    match given.memory(py, writable) {
-        Ok(memory) => Ok(Bound::new(py, TensorList::new_in(py, given, memory, writable)?)?.into_any()),
-        Err(error) if error.is_instance_of::<NotOnCPU>(py) => Ok(Bound::new(py, DeviceList::of(py, given, writable)?)?.into_any()),
-        Err(error) => Err(error),
+/// What [`clip_grads`] returns.
+#[derive(IntoPyObject)]
+pub(crate) enum Clipped<'py> {
+    /// The norm, a torch tensor.
+    Norm(Bound<'py, PyAny>),
+    /// The gradients, which have not changed.
+    Undone(Collected),
+}
+
+/// Clips the gradients of a parameter, or of those parameters of an iterable that have one, by the norm of all together, which it returns. Or
+/// their list, as they were, if that is not all there is to do: some are not in CPU memory, there are none, or the norm is not finite although
+/// it has to be.
+#[pyfunction]
+pub(crate) fn clip_grads<'py>(
+    parameters: &Bound<'py, PyAny>,
+    limit: f64,
+    order: f64,
+    epsilon: f64,
+    finite: bool,
+) -> PyResult<Clipped<'py>> {
+    let py = parameters.py();
+    let collected = Collected::of(py, Given::grads(parameters)?, limit < f64::INFINITY)?;
+    if let Collected::Host(list) = &collected
+        && list.__len__() > 0
+        && let Some(norm) = list.clip_by_norm(py, limit, order, epsilon, finite)?
+    {
+        return Ok(Clipped::Norm(norm));
     }
+    Ok(Clipped::Undone(collected))
 }
 
 /// Where the memory of some tensors is.

@@ -132,6 +132,15 @@ pub(crate) struct ManagedTensorVersioned {
     pub(crate) tensor: RawTensor,
 }
 
+impl ManagedTensorVersioned {
+    /// A 0-dim tensor in CPU memory: the floating-point number of so many bits at this address. The deleter frees the whole.
+    pub(crate) fn scalar(number: *mut c_void, bits: u8, deleter: unsafe extern "C" fn(*mut Self)) -> Self {
+        let (device, dtype) = (Device { kind: 1, id: 0 }, DataType { code: 2, bits, lanes: 1 });
+        let tensor = RawTensor { data: number, device, ndim: 0, dtype, shape: ptr::null(), strides: ptr::null(), byte_offset: 0 };
+        Self { version: Version { major: MAJOR, minor: 0 }, context: ptr::null_mut(), deleter: Some(deleter), flags: 0, tensor }
+    }
+}
+
 /// `DLPACK_FLAG_BITMASK_READ_ONLY`.
 pub(crate) const READ_ONLY: u64 = 1;
 
@@ -151,13 +160,16 @@ pub(crate) struct ExchangeHeader {
 /// `DLPackDLTensorFromPyObjectNoSync`: fills in a tensor borrowed from a Python object, or returns −1 with a Python error set.
 pub(crate) type Borrow = unsafe extern "C" fn(*mut c_void, *mut RawTensor) -> c_int;
 
-/// `DLPackExchangeAPI`. We use one function of it.
+/// `DLPackManagedTensorToPyObjectNoSync`: makes a Python object that takes over a tensor, or returns −1 with a Python error set.
+pub(crate) type Adopt = unsafe extern "C" fn(*mut ManagedTensorVersioned, *mut *mut c_void) -> c_int;
+
+/// `DLPackExchangeAPI`. We use two functions of it.
 #[repr(C)]
 pub(crate) struct ExchangeApi {
     header: ExchangeHeader,
     managed_tensor_allocator: *const c_void,
     managed_tensor_from_py_object: *const c_void,
-    managed_tensor_to_py_object: *const c_void,
+    pub(crate) adopt: Option<Adopt>,
     pub(crate) borrow: Option<Borrow>,
     current_work_stream: *const c_void,
 }

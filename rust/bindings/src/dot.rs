@@ -4,7 +4,6 @@ use normclip_core::{Dtype, Pairs, TensorError, View};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::PyList;
 
 use crate::compute::compute;
 use crate::dlpack::Device;
@@ -12,13 +11,10 @@ use crate::extract::{Exported, Extractor, Form, place};
 use crate::intake::objects_of;
 use crate::names::Names;
 
-/// What errors call the tensors of the two lists.
-fn names() -> [Names; 2] {
-    [Names::tensors("xs"), Names::tensors("ys")]
-}
+const NAMES: Names = Names::Pairs;
 
-/// Two tensors, or the tensors of two iterables, of which there have to be as many.
-fn lists<'py>(xs: &Bound<'py, PyAny>, ys: &Bound<'py, PyAny>) -> PyResult<[Bound<'py, PyList>; 2]> {
+/// Two tensors, or the tensors of two iterables, of which there have to be as many: the pairs one after the other.
+fn listed<'py>(xs: &Bound<'py, PyAny>, ys: &Bound<'py, PyAny>) -> PyResult<Vec<Bound<'py, PyAny>>> {
     let dlpack = intern!(xs.py(), "__dlpack__");
     let (xs, ys) = (objects_of(xs, "xs", dlpack)?, objects_of(ys, "ys", dlpack)?);
     if xs.len() != ys.len() {
@@ -28,20 +24,20 @@ fn lists<'py>(xs: &Bound<'py, PyAny>, ys: &Bound<'py, PyAny>) -> PyResult<[Bound
             ys.len()
         )));
     }
-    Ok([xs, ys])
+    Ok(xs.iter().zip(ys.iter()).flat_map(<[_; 2]>::from).collect())
 }
 
 /// Two tensors that are to be multiplied.
 struct Pair<'a, 'py> {
+    /// The index of the first.
     index: usize,
-    names: &'a [Names; 2],
-    objects: [&'a Bound<'py, PyAny>; 2],
+    objects: &'a [Bound<'py, PyAny>; 2],
 }
 
 impl Pair<'_, '_> {
     /// Both tensors, as errors call them.
     fn describe(&self) -> String {
-        let [x, y] = [0, 1].map(|side: usize| self.names[side].describe(self.index, self.objects[side]));
+        let [x, y] = [0, 1].map(|side| NAMES.describe(self.index + side, &self.objects[side]));
         format!("{x} and {y}")
     }
 
@@ -69,38 +65,26 @@ impl Pair<'_, '_> {
                 View::in_order_of(x.strides(), y.start(), *y_dtype, y.shape(), y.strides()),
             ]
         };
-        let fault = |side: usize| move |problem| self.names[side].fault(TensorError { index: self.index, problem }, self.objects[side]);
+        let fault = |side: usize| move |problem| NAMES.fault(TensorError { index: self.index + side, problem }, &self.objects[side]);
         Ok([x_view.map_err(fault(0))?, y_view.map_err(fault(1))?])
     }
+}
+
+/// The pairs of such a list.
+fn pairs<'a, 'py>(objects: &'a [Bound<'py, PyAny>]) -> impl Iterator<Item = Pair<'a, 'py>> {
+    objects.as_chunks().0.iter().enumerate().map(|(pair, objects)| Pair { index: 2 * pair, objects })
 }
 
 /// Σxy, √Σx², √Σy² and the cosine of two tensors, or of the tensors of two iterables, in one read of both.
 #[pyfunction]
 pub(crate) fn dot(xs: &Bound<'_, PyAny>, ys: &Bound<'_, PyAny>) -> PyResult<(f64, f64, f64, f64)> {
-    let (py, names) = (xs.py(), names());
-    let [xs, ys] = lists(xs, ys)?;
-    let mut sides = [Extractor::new(py, &names[0], false)?, Extractor::new(py, &names[1], false)?];
-    let mut objects = Vec::with_capacity(xs.len());
-    for (x, y) in xs.iter().zip(ys.iter()) {
-        objects.push([sides[0].resolved(&x)?, sides[1].resolved(&y)?]);
-    }
-    let mut exports = Vec::with_capacity(objects.len());
-    for (index, [x, y]) in objects.iter().enumerate() {
-        exports.push([export(&mut sides[0], index, x)?, export(&mut sides[1], index, y)?]);
-    }
-    let ran_python = sides.iter().any(Extractor::ran_python);
-    let mut pairs = Vec::with_capacity(objects.len());
-    for (index, ([x, y], exports)) in objects.iter().zip(&mut exports).enumerate() {
-        for ((side, object), exported) in sides.iter_mut().zip([x, y]).zip(&mut *exports) {
-            if ran_python && exported.0.owner.is_none() {
-                // What was borrowed before the last Python code ran may have been freed by it. Borrowing again runs none.
-                *exported = export(side, index, object)?;
-            }
-        }
-        pairs.push(Pair { index, names: &names, objects: [x, y] }.views(exports)?);
-    }
+    let py = xs.py();
+    let mut extractor = Extractor::new(py, &NAMES, false)?;
+    let objects = listed(xs, ys)?.iter().map(|object| extractor.resolved(object)).collect::<PyResult<Vec<_>>>()?;
+    let exports = extractor.dense(&objects)?;
+    let views = pairs(&objects).zip(exports.as_chunks().0).map(|(pair, exports)| pair.views(exports)).collect::<PyResult<_>>()?;
     let found = compute(py, |team| {
-        let products = normclip_core::dot(&Pairs::new(pairs), team);
+        let products = normclip_core::dot(&Pairs::new(views), team);
         (products.xy.value(), products.xx.norm(), products.yy.norm(), products.cosine())
     });
     // The memory was in use until here.
@@ -108,27 +92,14 @@ pub(crate) fn dot(xs: &Bound<'_, PyAny>, ys: &Bound<'_, PyAny>) -> PyResult<(f64
     found
 }
 
-/// The tensor that an object exports, and its element type.
-fn export<'py>(side: &mut Extractor<'_, 'py>, index: usize, object: &Bound<'py, PyAny>) -> PyResult<(Exported, Dtype)> {
-    let Form::Dense(exported) = side.tensor(index, object)? else { return Err(sparse(side, index, object)) };
-    let dtype = side.dtype(index, object, &exported.tensor)?;
-    Ok((exported, dtype))
-}
-
-fn sparse(side: &Extractor<'_, '_>, index: usize, object: &Bound<'_, PyAny>) -> PyErr {
-    PyTypeError::new_err(format!("{} is sparse: pass it dense, with .to_dense()", side.names().describe(index, object)))
-}
-
 /// Refuses lists of tensors on any devices that have no inner product: by the rules of `dot`, and tensors of a pair on different devices.
 #[pyfunction]
 pub(crate) fn check_pairs(xs: &Bound<'_, PyAny>, ys: &Bound<'_, PyAny>) -> PyResult<()> {
-    let (py, names) = (xs.py(), names());
-    let [xs, ys] = lists(xs, ys)?;
-    let mut sides = [Extractor::new(py, &names[0], false)?.anywhere(), Extractor::new(py, &names[1], false)?.anywhere()];
-    for (index, (x, y)) in xs.iter().zip(ys.iter()).enumerate() {
-        let pair = Pair { index, names: &names, objects: [&x, &y] };
-        let [(x_shape, x_dtype, x_place), (y_shape, y_dtype, y_place)] =
-            [traits(&mut sides[0], index, &x)?, traits(&mut sides[1], index, &y)?];
+    let mut extractor = Extractor::new(xs.py(), &NAMES, false)?.anywhere();
+    for pair in pairs(&listed(xs, ys)?) {
+        let [x, y] = pair.objects;
+        let (x_shape, x_dtype, x_place) = traits(&mut extractor, pair.index, x)?;
+        let (y_shape, y_dtype, y_place) = traits(&mut extractor, pair.index + 1, y)?;
         pair.check([&x_shape, &y_shape], [x_dtype, y_dtype])?;
         if x_place != y_place {
             return Err(PyValueError::new_err(format!("{} are on {x_place} and {y_place}: move one to the other", pair.describe())));
@@ -138,17 +109,17 @@ pub(crate) fn check_pairs(xs: &Bound<'_, PyAny>, ys: &Bound<'_, PyAny>) -> PyRes
 }
 
 /// The shape, the element type and the device of a tensor.
-fn traits<'py>(side: &mut Extractor<'_, 'py>, index: usize, object: &Bound<'py, PyAny>) -> PyResult<(Vec<i64>, Dtype, String)> {
-    match side.tensor(index, object)? {
+fn traits<'py>(extractor: &mut Extractor<'_, 'py>, index: usize, object: &Bound<'py, PyAny>) -> PyResult<(Vec<i64>, Dtype, String)> {
+    match extractor.tensor(index, object)? {
         Form::Dense(Exported { tensor, owner: _owner }) => {
             let shape = tensor.shape().to_vec();
             let place = if tensor.device.is_host() { "cpu".to_owned() } else { place(object, tensor.device) };
-            Ok((shape, side.dtype(index, object, &tensor)?, place))
+            Ok((shape, extractor.dtype(index, object, &tensor)?, place))
         }
         Form::Abstract(dtype, id) => {
             let shape = object.getattr(intern!(object.py(), "shape"))?.try_iter()?.map(|size| size?.extract()).collect::<PyResult<_>>()?;
             Ok((shape, dtype, place(object, Device { kind: Device::ABSTRACT, id })))
         }
-        Form::Sparse => Err(sparse(side, index, object)),
+        Form::Sparse => Err(PyTypeError::new_err(format!("{} is sparse: make it dense, with .to_dense()", NAMES.describe(index, object)))),
     }
 }

@@ -5,20 +5,22 @@
 //!
 //! A capsule keeps its memory alive. A borrowed tensor does not, and the shape and strides that it points to are in torch's memory too: it is
 //! valid until the object is freed or gets other memory, which only Python code does. A [`View`] has copies of shape and strides, but what it
-//! describes is valid no longer. As the other two ways run Python code, whoever extracts several objects asks [`Extractor::ran_python`] after
-//! the last one, and if it has run, first of all borrows again what was borrowed.
+//! describes is valid no longer. As the other two ways run Python code, a list is extracted by [`Extractor::each`], which borrows again what
+//! was borrowed before such code ran.
 
 use std::ptr;
 
-use normclip_core::{Dtype, TensorError, View};
+use normclip_core::{Dtype, Problem, TensorError, View};
 use pyo3::exceptions::{PyBufferError, PyException, PyMemoryError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyType};
+use pyo3::types::PyType;
 use pyo3::{create_exception, intern};
 
 use crate::dlpack::{self, Device, RawTensor};
 use crate::names::Names;
 use crate::producer::{Contents, Producer, Request, contents, export};
+use crate::threads::reserved;
+use crate::torch::tensor_type;
 
 create_exception!(normclip._core, NotOnCPU, PyTypeError, "A tensor is in the memory of another device: `DeviceList` may take it.");
 
@@ -66,12 +68,7 @@ pub(crate) struct Extractor<'a, 'py> {
 
 impl<'a, 'py> Extractor<'a, 'py> {
     pub(crate) fn new(py: Python<'py>, names: &'a Names, writing: bool) -> PyResult<Self> {
-        let modules = py.import(intern!(py, "sys"))?.getattr(intern!(py, "modules"))?.cast_into::<PyDict>()?;
-        let torch_tensor = match modules.get_item(intern!(py, "torch"))? {
-            Some(torch) => torch.getattr_opt(intern!(py, "Tensor"))?,
-            None => None,
-        };
-        Ok(Self { names, torch_tensor, latest: None, writing, anywhere: false, places: Vec::new(), ran_python: false })
+        Ok(Self { names, torch_tensor: tensor_type(py)?, latest: None, writing, anywhere: false, places: Vec::new(), ran_python: false })
     }
 
     /// The same for torch tensors on any device.
@@ -79,14 +76,51 @@ impl<'a, 'py> Extractor<'a, 'py> {
         Self { anywhere: true, ..self }
     }
 
-    /// What errors call its objects.
-    pub(crate) fn names(&self) -> &'a Names {
-        self.names
+    /// Calls `take` for each object, in order, with its index. It takes what the object exports, and returns whether that is borrowed.
+    ///
+    /// Where Python code has run for one of the objects, which may have freed what was borrowed before, `take` is called once more for all
+    /// that is borrowed: then no such code runs. Returns which are borrowed.
+    // Inlined with what a borrowed tensor takes: see `extract`.
+    #[inline(always)]
+    pub(crate) fn each(
+        &mut self,
+        objects: &[Bound<'py, PyAny>],
+        mut take: impl FnMut(&mut Self, usize, &Bound<'py, PyAny>) -> PyResult<bool>,
+    ) -> PyResult<Vec<bool>> {
+        let mut borrowed = reserved(objects.len())?;
+        for (index, object) in objects.iter().enumerate() {
+            borrowed.push(take(self, index, object)?);
+        }
+        if self.ran_python {
+            for (index, object) in objects.iter().enumerate().filter(|(index, _)| borrowed[*index]) {
+                // Asked first, as what lends no memory any more would run Python code.
+                if self.borrow(index, object)?.is_none() || !take(self, index, object)? {
+                    return Err(self.names.changed(index, object));
+                }
+            }
+        }
+        Ok(borrowed)
     }
 
-    /// Whether Python code has run for any of the objects, so that what was borrowed before may no longer be valid.
-    pub(crate) fn ran_python(&self) -> bool {
-        self.ran_python
+    /// The dense tensors that these objects export, with their element types.
+    pub(crate) fn dense(mut self, objects: &[Bound<'py, PyAny>]) -> PyResult<Vec<(Exported, Dtype)>> {
+        let mut found = reserved(objects.len())?;
+        self.each(objects, |extractor, index, object| {
+            let what = match extractor.tensor(index, object)? {
+                Form::Dense(Exported { tensor, .. }) if tensor.device.has_addresses() && lacks_memory(&tensor) => {
+                    return Err(extractor.names.fault(TensorError { index, problem: Problem::NullData }, object));
+                }
+                Form::Dense(exported) => {
+                    let (dtype, is_borrowed) = (extractor.dtype(index, object, &exported.tensor)?, exported.owner.is_none());
+                    put(&mut found, index, (exported, dtype));
+                    return Ok(is_borrowed);
+                }
+                Form::Sparse => "is sparse: make it dense, with .to_dense()",
+                Form::Abstract(..) => "has no memory of its own: materialize it first",
+            };
+            Err(PyTypeError::new_err(format!("{} {what}", extractor.names.describe(index, object))))
+        })?;
+        Ok(found)
     }
 
     /// The object with torch's lazy conjugate and negative carried out: they are flags that memory does not show.
@@ -274,7 +308,7 @@ impl<'a, 'py> Extractor<'a, 'py> {
     #[inline(always)]
     fn checked(&self, index: usize, object: &Bound<'py, PyAny>, tensor: RawTensor) -> PyResult<dlpack::Tensor> {
         // SAFETY: all that comes here is of a producer. Callers use a borrowed tensor before Python code runs, or borrow it again (see
-        // `ran_python`), and keep the capsules of the others.
+        // `each`), and keep the capsules of the others.
         unsafe { tensor.checked() }.map_err(|problem| self.names.fault(TensorError { index, problem }, object))
     }
 
@@ -285,7 +319,7 @@ impl<'a, 'py> Extractor<'a, 'py> {
         let (start, shape) = if tensor.device.has_addresses() { (tensor.start(), tensor.shape()) } else { (ptr::null_mut(), &[0][..]) };
         let strides = if tensor.device.has_addresses() { tensor.strides() } else { None };
         // SAFETY: the elements that a DLPack tensor describes are there as long as its owner lives, which whoever holds the view keeps, or if
-        // it is borrowed until Python code runs, which callers notice by `ran_python` and `check_unchanged`. That no other thread uses the
+        // it is borrowed until Python code runs, which callers notice by `each` and `check_unchanged`. That no other thread uses the
         // memory while a list is measured or changed is up to the caller in Python, as with the operations of NumPy and torch. Memory of
         // other devices is not touched: of their views only addresses and sizes are used.
         let view = unsafe { View::new(start, dtype, shape, strides) };
@@ -361,6 +395,15 @@ impl<'a, 'py> Extractor<'a, 'py> {
         let reason = reason.lines().next().unwrap_or_default();
         let name = self.names.describe(index, object);
         PyTypeError::new_err(format!("{name} gives no access to its memory ({reason}): pass a dense CPU tensor with data, such as a copy"))
+    }
+}
+
+/// Puts an item at an index of a vector: one that it has, or the next.
+#[inline(always)]
+pub(crate) fn put<T>(items: &mut Vec<T>, index: usize, item: T) {
+    match items.get_mut(index) {
+        Some(place) => *place = item,
+        None => items.push(item),
     }
 }
 

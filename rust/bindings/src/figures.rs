@@ -3,24 +3,24 @@
 //! A new figure is a line of [`FIGURES`], the getter of `Moments`, and an attribute of `Stats` and `PerTensor` in Python, where it is
 //! explained. Whatever else lists figures asks for [`FIGURES`], in Python too.
 
-use normclip_core::{Merge, Moments, Repetition};
+use normclip_core::{Merge, Moments, Repetition, Roots};
 
-/// How a figure follows from moments.
-type Formula = fn(&Moments) -> f64;
+/// How a figure follows from moments and their roots.
+type Formula = fn(&Roots) -> f64;
 
 /// The name and the formula of each figure, in the order of the columns of a [`Table`].
 pub(crate) const FIGURES: &[(&str, Formula)] = &[
-    ("count", |moments| moments.count as f64),
-    ("zeros", |moments| moments.zeros as f64),
-    ("nans", |moments| moments.nans as f64),
-    ("infs", |moments| moments.infs as f64),
-    ("l1", Moments::l1),
-    ("l2", Moments::l2),
-    ("linf", Moments::linf),
-    ("rms", Moments::rms),
-    ("mean_abs", Moments::mean_abs),
-    ("sign_cosine", Moments::sign_cosine),
-    ("density", Moments::density),
+    ("count", |roots| roots.moments().count as f64),
+    ("zeros", |roots| roots.moments().zeros as f64),
+    ("nans", |roots| roots.moments().nans as f64),
+    ("infs", |roots| roots.moments().infs as f64),
+    ("l1", |roots| roots.moments().l1()),
+    ("l2", Roots::l2),
+    ("linf", |roots| roots.moments().linf()),
+    ("rms", Roots::rms),
+    ("mean_abs", |roots| roots.moments().mean_abs()),
+    ("sign_cosine", Roots::sign_cosine),
+    ("density", Roots::density),
 ];
 
 /// The orders of the norms that follow from moments, and the names of these figures.
@@ -35,6 +35,7 @@ pub(crate) struct Table<'a> {
     all: Moments,
     grouped: Vec<Moments>,
     groups: &'a [usize],
+    /// A row for each tensor, or none at all.
     rows: &'a mut [[u8; ROW]],
 }
 
@@ -44,7 +45,8 @@ impl<'a> Table<'a> {
         tensors * ROW
     }
 
-    /// The table of tensors without elements, to be filled. There is a group number for each tensor, or none at all.
+    /// The table of tensors without elements, to be filled; without bytes, only their moments. There is a group number for each tensor, or
+    /// none at all.
     pub(crate) fn new(bytes: &'a mut [u8], groups: &'a [usize]) -> Self {
         let rows = bytes.as_chunks_mut().0;
         rows.fill(row(&Moments::EMPTY));
@@ -57,21 +59,25 @@ impl<'a> Table<'a> {
         if let Some(group) = self.groups.get(index) {
             self.grouped[*group].merge(moments);
         }
-        self.rows[index] = row(moments);
+        if let Some(place) = self.rows.get_mut(index) {
+            *place = row(moments);
+        }
     }
 
     /// The moments of all tensors and of each group. A repetition adds nothing to these, and its row is that of the tensor it repeats.
     pub(crate) fn finish(self, repetitions: &[Repetition]) -> (Moments, Vec<Moments>) {
-        repetitions.iter().for_each(|&(index, first)| self.rows[index] = self.rows[first]);
+        if !self.rows.is_empty() {
+            repetitions.iter().for_each(|&(index, first)| self.rows[index] = self.rows[first]);
+        }
         (self.all, self.grouped)
     }
 }
 
 /// The figures of these moments, as a row of a table.
 fn row(moments: &Moments) -> [u8; ROW] {
-    let mut row = [0; ROW];
+    let (mut row, roots) = ([0; ROW], moments.roots());
     for (bytes, (_, formula)) in row.as_chunks_mut().0.iter_mut().zip(FIGURES) {
-        *bytes = formula(moments).to_ne_bytes();
+        *bytes = formula(&roots).to_ne_bytes();
     }
     row
 }

@@ -10,9 +10,10 @@ use pyo3::prelude::*;
 use pyo3::types::{PyList, PyString};
 
 use crate::dlpack::Device;
-use crate::extract::Extractor;
+use crate::extract::{Extractor, NotOnCPU, put};
 use crate::names::Names;
 use crate::threads::reserved;
+use crate::torch::module;
 
 /// The tensors that a user has passed.
 pub(crate) struct Given<'py> {
@@ -44,6 +45,8 @@ impl<'py> Given<'py> {
             if !grad.is_none() {
                 objects.push(grad);
                 positions.push(position);
+            } else if is_dtensor(&parameter)? {
+                return Err(NotOnCPU::new_err(format!("parameters[{position}] is a DTensor, of which other ranks may have a gradient")));
             }
         }
         Ok(Self { names: Names::Grads(positions), objects })
@@ -57,6 +60,14 @@ impl<'py> Given<'py> {
     /// The same for torch tensors on any device.
     pub(crate) fn memory_anywhere(&self, py: Python<'py>, writable: bool) -> PyResult<Memory> {
         Memory::of(Extractor::new(py, &self.names, writable)?.anywhere(), &self.objects)
+    }
+}
+
+/// Whether it is a DTensor, of which there are none before their module is imported.
+fn is_dtensor(object: &Bound<'_, PyAny>) -> PyResult<bool> {
+    match module(object.py(), intern!(object.py(), "torch.distributed.tensor"))? {
+        Some(module) => object.is_instance(&module.getattr(intern!(object.py(), "DTensor"))?),
+        None => Ok(false),
     }
 }
 
@@ -102,30 +113,20 @@ pub(crate) struct Memory {
 
 impl Memory {
     fn of<'py>(mut extractor: Extractor<'_, 'py>, objects: &[Bound<'py, PyAny>]) -> PyResult<Self> {
-        let (mut reads, mut terms) = (reserved::<View>(objects.len())?, Vec::<(usize, View)>::new());
-        let mut owners = Vec::new();
+        let (mut reads, mut terms, mut owners) = (reserved::<View>(objects.len())?, Vec::<(usize, View)>::new(), Vec::new());
         let (mut devices, mut is_torch) = (reserved(objects.len())?, reserved(objects.len())?);
-        let mut is_borrowed = reserved(objects.len())?;
-        for (index, object) in objects.iter().enumerate() {
+        let is_borrowed = extractor.each(objects, |extractor, index, object| {
             let extracted = extractor.extract(index, object)?;
-            is_borrowed.push(extracted.is_borrowed);
             // The sums of repeated indices are new memory each time they are asked for. A tensor that is listed twice is known by its terms.
             let earlier = terms.iter().find(|(_, known)| extracted.write.as_ref() == Some(known)).map(|(earlier, _)| *earlier);
-            reads.push(earlier.map_or(extracted.read, |earlier| reads[earlier].clone()));
+            let read = earlier.map_or(extracted.read, |earlier| reads[earlier].clone());
+            put(&mut reads, index, read);
             terms.extend(extracted.write.map(|view| (index, view)));
             owners.extend(extracted.owners);
-            devices.push(extracted.device);
-            is_torch.push(extracted.is_torch);
-        }
-        if extractor.ran_python() {
-            // What was borrowed before the last Python code ran may have been freed by it. Borrowing again runs none.
-            for (index, object) in objects.iter().enumerate().filter(|(index, _)| is_borrowed[*index]) {
-                let Some((view, device)) = extractor.borrow(index, object)? else {
-                    return Err(extractor.names().changed(index, object));
-                };
-                (reads[index], devices[index]) = (view, device);
-            }
-        }
+            put(&mut devices, index, extracted.device);
+            put(&mut is_torch, index, extracted.is_torch);
+            Ok(extracted.is_borrowed)
+        })?;
         Ok(Self { reads, terms, devices, owners, is_torch, is_borrowed })
     }
 

@@ -12,11 +12,11 @@ use std::num::NonZero;
 use std::sync::OnceLock;
 
 use normclip_core::Lender;
+use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
-use pyo3::{ffi, intern};
 
 use crate::process;
+use crate::torch::torch;
 
 /// The threads of the torch that is loaded.
 pub(crate) struct Lent {
@@ -43,16 +43,6 @@ impl Lent {
                 None => Ok(Self { threads: number.call0()?.extract()?, lender: None }),
             })
             .transpose()
-    }
-}
-
-/// The module `torch`, if it was imported.
-fn torch(py: Python<'_>) -> PyResult<Option<Bound<'_, PyAny>>> {
-    // SAFETY: the interpreter is attached. The reference is borrowed, or null if there is no such object.
-    let modules = unsafe { Bound::from_borrowed_ptr_or_opt(py, ffi::PySys_GetObject(c"modules".as_ptr())) };
-    match modules.and_then(|modules| modules.cast_into::<PyDict>().ok()) {
-        Some(modules) => modules.get_item(intern!(py, "torch")),
-        None => Ok(None), // the interpreter is about to end
     }
 }
 

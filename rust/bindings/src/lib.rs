@@ -4,12 +4,12 @@
 //! device                              tensors on any devices; which kind of list some tensors make
 //! list · dot · step                   operations on tensors in CPU memory
 //! intake                              what users pass → the objects in it → their memory
-//! extract                             an object → a `View` of its elements
+//! extract · scalar                    an object → a `View` of its elements; a number → a 0-dim tensor
 //! producer · moments                  how objects give access to their memory; the class `Moments`
 //! compute                             calls of the core, in IEEE arithmetic
-//! dlpack · names · figures · threads  C structs; objects in errors; figures of moments; threads and instruction sets
-//! lent                                torch's threads
-//! process                             what holds for one process, and not for its children
+//! threads                             threads and instruction sets
+//! lent · process                      torch's threads; what holds for one process, and not for its children
+//! dlpack · names · figures · torch    C structs; objects in errors; figures of moments; what is asked of torch
 //! ```
 //!
 //! A module uses those in the rows below its own.
@@ -27,8 +27,10 @@ mod moments;
 mod names;
 mod process;
 mod producer;
+mod scalar;
 mod step;
 mod threads;
+mod torch;
 
 use pyo3::prelude::*;
 use pyo3::types::{IntoPyDict, PyTuple};
@@ -41,7 +43,7 @@ mod _core {
     #[pymodule_export]
     use super::compute::{hard_coefficient, strictly};
     #[pymodule_export]
-    use super::device::{DeviceList, collect, collect_grads};
+    use super::device::{DeviceList, clip_grads, collect, collect_grads};
     #[pymodule_export]
     use super::dot::{check_pairs, dot};
     #[pymodule_export]
@@ -53,9 +55,13 @@ mod _core {
     #[pymodule_export]
     use super::moments::Moments;
     #[pymodule_export]
+    use super::scalar::as_tensor;
+    #[pymodule_export]
     use super::step::Step;
     #[pymodule_export]
     use super::threads::{get_num_threads, isa, set_num_threads};
+    #[pymodule_export]
+    use super::torch::mark_written;
 
     use super::*;
 

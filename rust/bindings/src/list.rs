@@ -12,7 +12,9 @@ use crate::compute::{compute, hard_coefficient};
 use crate::figures::Table;
 use crate::intake::{Given, Memory, Sources};
 use crate::moments::Moments;
+use crate::scalar::as_tensor;
 use crate::threads::detached;
+use crate::torch::mark_written;
 
 /// The memory of some tensors. Everything about them is checked when it is made, so that no operation fails halfway.
 #[pyclass(frozen, module = "normclip._core")]
@@ -38,14 +40,9 @@ impl TensorList {
     #[new]
     #[pyo3(signature = (tensors, *, writable = false))]
     fn new(tensors: &Bound<'_, PyAny>, writable: bool) -> PyResult<Self> {
-        Self::of(tensors.py(), Given::tensors(tensors, "tensors")?, writable)
-    }
-
-    /// The gradients of a parameter, or of those parameters of an iterable that have one.
-    #[staticmethod]
-    #[pyo3(signature = (parameters, *, writable = false))]
-    fn grads(parameters: &Bound<'_, PyAny>, writable: bool) -> PyResult<Self> {
-        Self::of(parameters.py(), Given::grads(parameters)?, writable)
+        let given = Given::tensors(tensors, "tensors")?;
+        let memory = given.memory(tensors.py(), writable)?;
+        Self::of(tensors.py(), given, memory, writable)
     }
 
     /// Whether some of them are torch tensors.
@@ -72,16 +69,17 @@ impl TensorList {
     }
 
     /// The moments of all tensors; those of each group, for the group number of each tensor; and a table of float64, with a row for each tensor
-    /// and a column for each of `FIGURES`. All from one read.
-    #[pyo3(signature = (groups = Vec::new(), *, finite_only = false))]
+    /// and a column for each of `FIGURES`, if asked for. All from one read.
+    #[pyo3(signature = (groups = Vec::new(), *, finite_only = false, table = true))]
     fn statistics<'py>(
         &self,
         py: Python<'py>,
         groups: Vec<usize>,
         finite_only: bool,
+        table: bool,
     ) -> PyResult<(Moments, Vec<Moments>, Bound<'py, PyBytes>)> {
         let (mut all, mut grouped) = (Totals::EMPTY, Vec::new());
-        let table = PyBytes::new_with(py, Table::size(self.sources.len()), |bytes| {
+        let table = PyBytes::new_with(py, if table { Table::size(self.sources.len()) } else { 0 }, |bytes| {
             (all, grouped) = compute(py, |team| {
                 let mut table = Table::new(bytes, &groups);
                 reduce_each(self.tensors(), Statistics { finite_only }, team, |index, moments| table.add(index, moments));
@@ -161,19 +159,14 @@ impl TensorList {
         self.tensors().is_empty()
     }
 
-    fn __len__(&self) -> usize {
+    pub(crate) fn __len__(&self) -> usize {
         self.sources.len()
     }
 }
 
 impl TensorList {
-    fn of(py: Python<'_>, given: Given<'_>, writable: bool) -> PyResult<Self> {
-        let memory = given.memory(py, writable)?;
-        Self::new_in(py, given, memory, writable)
-    }
-
     /// The list of tensors with this memory, if it may be used so.
-    pub(crate) fn new_in(py: Python<'_>, given: Given<'_>, memory: Memory, writable: bool) -> PyResult<Self> {
+    pub(crate) fn of(py: Python<'_>, given: Given<'_>, memory: Memory, writable: bool) -> PyResult<Self> {
         let writes = memory.writes();
         let (sources, reads, _) = Sources::of(given, memory);
         let memory = detached(py, || match (writable, writes) {
@@ -182,6 +175,25 @@ impl TensorList {
             (true, Some(writes)) => Ok(Access::Apart { write: WritableTensors::new(writes)?, read: Tensors::new(reads) }),
         })?;
         Ok(Self { memory: memory.map_err(|error| sources.fault(py, error))?, sources })
+    }
+
+    /// Measures the norm, scales a vector of this norm to the limit as `clip_` does, and marks what was written. Returns the norm as torch
+    /// has it, or None if it is not finite and has to be: then nothing has changed.
+    pub(crate) fn clip_by_norm<'py>(
+        &self,
+        py: Python<'py>,
+        limit: f64,
+        order: f64,
+        epsilon: f64,
+        finite: bool,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let norm = self.norm(py, order)?;
+        if finite && !norm.is_finite() {
+            return Ok(None);
+        }
+        let tensor = as_tensor(py, norm, self.is_double())?;
+        mark_written(&self.clip_(py, limit, norm, epsilon)?)?;
+        Ok(Some(tensor))
     }
 
     /// What is measured.

@@ -109,7 +109,7 @@ impl Moments {
     /// √(Σx² / count), NaN for no elements.
     #[getter]
     fn rms(&self) -> f64 {
-        self.derived(Totals::rms)
+        self.derived(|totals| totals.roots().rms())
     }
 
     /// Σ|x| / count, NaN for no elements.
@@ -121,13 +121,13 @@ impl Moments {
     /// The cosine of x and sign(x), Σ|x| / (√(count - zeros) √Σx²); NaN for a zero or non-finite vector.
     #[getter]
     fn sign_cosine(&self) -> f64 {
-        self.derived(Totals::sign_cosine)
+        self.derived(|totals| totals.roots().sign_cosine())
     }
 
     /// The gradient density (Σ|x|)² / (count Σx²) of Bernstein et al. 2018; NaN for a zero or non-finite vector.
     #[getter]
     fn density(&self) -> f64 {
-        self.derived(Totals::density)
+        self.derived(|totals| totals.roots().density())
     }
 
     fn __add__(&self, other: &Self) -> Self {

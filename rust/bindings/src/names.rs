@@ -10,6 +10,8 @@ use pyo3::prelude::*;
 pub(crate) enum Names {
     /// They were passed themselves, under this name.
     Tensors(Cow<'static, str>),
+    /// They are pairs, of which one was passed in `xs` and one in `ys`, one after the other.
+    Pairs,
     /// They are the gradients of the parameters at these positions.
     Grads(Vec<usize>),
     /// They are parameters of an optimizer, by group and place there, and what belongs to them.
@@ -35,6 +37,7 @@ impl Names {
     pub(crate) fn of(&self, index: usize) -> String {
         match self {
             Self::Tensors(name) => format!("{name}[{index}]"),
+            Self::Pairs => format!("{}[{}]", if index.is_multiple_of(2) { "xs" } else { "ys" }, index / 2),
             Self::Grads(positions) => match positions.get(index) {
                 Some(position) => format!("parameters[{position}].grad"),
                 None => format!("gradient {index}"),
@@ -56,7 +59,7 @@ impl Names {
     /// The place of a tensor in what was passed.
     pub(crate) fn position(&self, index: usize) -> usize {
         match self {
-            Self::Tensors(_) | Self::Members(_) => index,
+            Self::Tensors(_) | Self::Pairs | Self::Members(_) => index,
             Self::Grads(positions) => positions.get(index).copied().unwrap_or(index),
         }
     }

@@ -29,11 +29,8 @@ impl Producer {
             Some(tensor) => kind.is_subclass(tensor)?,
             None => false,
         };
-        let borrow = match kind.getattr_opt(intern!(kind.py(), "__dlpack_c_exchange_api__"))? {
-            Some(capsule) if !capsule.is_none() => borrow_function(&capsule)?,
-            _ => None,
-        };
-        let is_numpy = kind.fully_qualified_name()?.to_cow()? == "numpy.ndarray";
+        let borrow = exchange_api(kind)?.and_then(|api| api.borrow);
+        let is_numpy = borrow.is_none() && kind.fully_qualified_name()?.to_cow()? == "numpy.ndarray";
         Ok(Self { borrow, is_torch, is_numpy })
     }
 
@@ -54,15 +51,18 @@ impl Producer {
     }
 }
 
-/// The function of a C exchange API that lends a tensor, if one of its versions is ours.
-fn borrow_function(capsule: &Bound<'_, PyAny>) -> PyResult<Option<Borrow>> {
+/// The C exchange API of a type, if it has one, of the version that we know.
+pub(crate) fn exchange_api(kind: &Bound<'_, PyAny>) -> PyResult<Option<&'static ExchangeApi>> {
+    let Some(capsule) = kind.getattr_opt(intern!(kind.py(), "__dlpack_c_exchange_api__"))?.filter(|capsule| !capsule.is_none()) else {
+        return Ok(None);
+    };
     let capsule = capsule.cast::<PyCapsule>()?;
     let mut header = capsule.pointer_checked(Some(c"dlpack_exchange_api"))?.cast::<ExchangeHeader>().as_ptr().cast_const();
     // SAFETY: the capsule holds a pointer to a chain of headers, newest first, that lives as long as the process.
     while let Some(found) = unsafe { header.as_ref() } {
         if found.version.major == dlpack::MAJOR {
-            // SAFETY: a header of version 1 is the beginning of this struct.
-            return Ok(unsafe { (*header.cast::<ExchangeApi>()).borrow });
+            // SAFETY: a header of version 1 is the beginning of this struct, which lives as long as the header.
+            return Ok(unsafe { header.cast::<ExchangeApi>().as_ref() });
         }
         header = found.previous;
     }

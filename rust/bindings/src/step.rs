@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyList;
 
 use crate::compute::compute;
-use crate::extract::{Exported, Extractor, Form};
+use crate::extract::{Exported, Extractor};
 use crate::names::{Names, Role};
 use crate::threads::detached;
 
@@ -92,7 +92,7 @@ impl Step {
     /// As `TensorList.check_unchanged`.
     fn check_unchanged(&self, py: Python<'_>) -> PyResult<()> {
         let objects: Vec<_> = self.objects.iter().map(|object| object.bind(py).clone()).collect();
-        let taken = Taken::of(Extractor::new(py, &self.names, true)?, &objects)?;
+        let taken = Taken::of(&self.names, Extractor::new(py, &self.names, true)?, &objects)?;
         let (views, _) = taken.views(&self.states)?;
         match views.iter().zip(self.parameters.views()).position(|(found, expected)| found != expected) {
             Some(index) => Err(self.names.changed(index, &objects[index])),
@@ -121,7 +121,7 @@ impl Step {
         }
         let names = Names::Members(roles);
         let extractor = Extractor::new(py, &names, true)?;
-        let taken = Taken::of(if anywhere { extractor.anywhere() } else { extractor }, &objects)?;
+        let taken = Taken::of(&names, if anywhere { extractor.anywhere() } else { extractor }, &objects)?;
         let (views, gradients) = taken.views(&states)?;
         let parameters =
             detached(py, || Parameters::new(views, states.iter().copied()))?.map_err(|error| names.fault(error, &objects[error.index]))?;
@@ -140,32 +140,8 @@ struct Taken<'a, 'py> {
 }
 
 impl<'a, 'py> Taken<'a, 'py> {
-    fn of(mut extractor: Extractor<'a, 'py>, objects: &'a [Bound<'py, PyAny>]) -> PyResult<Self> {
-        let names = extractor.names();
-        let mut export = |index: usize, object| {
-            let what = match extractor.tensor(index, object)? {
-                Form::Dense(exported) => {
-                    let dtype = extractor.dtype(index, object, &exported.tensor)?;
-                    return Ok(((exported, dtype), extractor.ran_python()));
-                }
-                Form::Sparse => "is sparse: make it dense, with .to_dense()",
-                Form::Abstract(..) => "has no memory of its own: materialize it first",
-            };
-            Err(PyTypeError::new_err(format!("{} {what}", names.describe(index, object))))
-        };
-        let (mut exported, mut ran_python) = (Vec::with_capacity(objects.len()), false);
-        for (index, object) in objects.iter().enumerate() {
-            let one;
-            (one, ran_python) = export(index, object)?;
-            exported.push(one);
-        }
-        if ran_python {
-            // Code of others may have freed what was borrowed before it ran. From here on none does.
-            for (index, one) in exported.iter_mut().enumerate().filter(|(_, (one, _))| one.owner.is_none()) {
-                (*one, _) = export(index, &objects[index])?;
-            }
-        }
-        Ok(Self { names, objects, exported })
+    fn of(names: &'a Names, extractor: Extractor<'a, 'py>, objects: &'a [Bound<'py, PyAny>]) -> PyResult<Self> {
+        Ok(Self { names, objects, exported: extractor.dense(objects)? })
     }
 
     /// The memory of all tensors, in the order of their parameters, and that of the gradients for themselves; for so many states of each.

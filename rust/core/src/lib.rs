@@ -41,7 +41,7 @@ pub use dot::{Pairs, dot};
 pub use dtype::{Bf16, Dtype, Element, F16};
 pub use error::{OutOfMemory, Problem, TensorError, room};
 pub use isa::{Isa, IsaError, Op};
-pub use moments::{Largest, Merge, Moments, Smallest, Squares, Sum, merged};
+pub use moments::{Largest, Merge, Moments, Roots, Smallest, Squares, Sum, merged};
 pub use norm::{hard_coefficient, nonfinite, norm};
 pub use overlap::{Repetition, repetitions, writable_repetitions};
 pub use pool::Lender;

@@ -271,20 +271,9 @@ impl Moments {
         self.sum_abs.times(self.largest.unit()).value()
     }
 
-    /// √Σx².
-    pub fn l2(&self) -> f64 {
-        self.squares.norm()
-    }
-
     /// max|x|.
     pub fn linf(&self) -> f64 {
         canonical(self.largest.0)
-    }
-
-    /// √(Σx² / count); NaN for no elements.
-    pub fn rms(&self) -> f64 {
-        let (root, scale) = self.squares.root();
-        root.over(number(self.count).root()).times(scale).value()
     }
 
     /// Σ|x| / count; NaN for no elements.
@@ -292,21 +281,17 @@ impl Moments {
         self.sum_abs.over(number(self.count)).times(self.largest.unit()).value()
     }
 
-    /// cos(sign x, x) = Σ|x| / (√(count − zeros) · √Σx²), with sign(0) = 0; NaN for a zero or non-finite vector.
-    pub fn sign_cosine(&self) -> f64 {
-        self.ratio().over(number(self.count - self.zeros).root()).value()
+    /// √Σx².
+    pub fn l2(&self) -> f64 {
+        self.roots().l2()
     }
 
-    /// (Σ|x|)² / (count · Σx²); NaN for a zero or non-finite vector.
-    pub fn density(&self) -> f64 {
-        self.ratio().square().over(number(self.count)).value()
-    }
-
-    /// Σ|x| / √Σx².
-    fn ratio(&self) -> Sum {
+    /// √Σx² and Σ|x| / √Σx², which figures are derived from.
+    pub fn roots(&self) -> Roots {
         let (root, scale) = self.squares.root();
-        let defined = self.l2().is_finite() && root.value() > 0.0;
-        if defined { self.sum_abs.times(1.0 / scale).over(root).times(self.largest.unit()) } else { Sum::of(f64::NAN) }
+        let defined = root.times(scale).value().is_finite() && root.value() > 0.0;
+        let ratio = if defined { self.sum_abs.times(1.0 / scale).over(root).times(self.largest.unit()) } else { Sum::of(f64::NAN) };
+        Roots { moments: *self, root, scale, ratio }
     }
 
     /// The numbers of [`Moments::NUMBERS`]. Σ|x| is in its unit.
@@ -353,6 +338,43 @@ impl Moments {
         let sum = Sum::new;
         let squares = Squares { small: sum(sh, sl), medium: sum(mh, ml), large: sum(lh, ll) };
         Self { count, zeros, nans, infs, sum_abs: sum(ah, al), squares, largest: Largest(largest) }
+    }
+}
+
+/// What several figures of [`Moments`] have in common, computed once: statistics of many small tensors take as long as their roots.
+pub struct Roots {
+    moments: Moments,
+    /// √Σx², divided by the scale, a power of 2.
+    root: Sum,
+    scale: f64,
+    /// Σ|x| / √Σx²; NaN for a zero or non-finite vector.
+    ratio: Sum,
+}
+
+impl Roots {
+    /// What they were taken of.
+    pub fn moments(&self) -> &Moments {
+        &self.moments
+    }
+
+    /// √Σx².
+    pub fn l2(&self) -> f64 {
+        self.root.times(self.scale).value()
+    }
+
+    /// √(Σx² / count); NaN for no elements.
+    pub fn rms(&self) -> f64 {
+        self.root.over(number(self.moments.count).root()).times(self.scale).value()
+    }
+
+    /// cos(sign x, x) = Σ|x| / (√(count − zeros) · √Σx²), with sign(0) = 0; NaN for a zero or non-finite vector.
+    pub fn sign_cosine(&self) -> f64 {
+        self.ratio.over(number(self.moments.count - self.moments.zeros).root()).value()
+    }
+
+    /// (Σ|x|)² / (count · Σx²); NaN for a zero or non-finite vector.
+    pub fn density(&self) -> f64 {
+        self.ratio.square().over(number(self.moments.count)).value()
     }
 }
 

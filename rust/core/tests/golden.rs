@@ -108,7 +108,14 @@ fn statistics(lists: &[Vec<Tensor>], finite_only: bool, team: Team) -> u64 {
         let each = reduce(&to_read(tensors), Statistics { finite_only }, team);
         each.iter()
             .flat_map(|moments| {
-                let derived = [moments.l1(), moments.l2(), moments.rms(), moments.mean_abs(), moments.sign_cosine(), moments.density()];
+                let derived = [
+                    moments.l1(),
+                    moments.l2(),
+                    moments.roots().rms(),
+                    moments.mean_abs(),
+                    moments.roots().sign_cosine(),
+                    moments.roots().density(),
+                ];
                 moments.to_array().into_iter().chain(derived)
             })
             .collect::<Vec<_>>()

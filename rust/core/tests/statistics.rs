@@ -73,17 +73,17 @@ fn derived_figures() {
     let of = |parts: &[f64]| moments(&to_read([&Tensor::dense(Dtype::F64, parts.len(), 0).holding(parts)]), false, alone());
     let found = of(&[3.0, -4.0, 0.0, 0.0]);
     assert_eq!((found.count, found.zeros, found.l1(), found.l2(), found.linf()), (4, 2, 7.0, 5.0, 4.0));
-    assert_eq!((found.rms(), found.mean_abs()), (2.5, 1.75));
-    assert!(is_close(found.sign_cosine(), 7.0 / (2f64.sqrt() * 5.0), 1e-15));
-    assert!(is_close(found.density(), 49.0 / (4.0 * 25.0), 1e-15));
+    assert_eq!((found.roots().rms(), found.mean_abs()), (2.5, 1.75));
+    assert!(is_close(found.roots().sign_cosine(), 7.0 / (2f64.sqrt() * 5.0), 1e-15));
+    assert!(is_close(found.roots().density(), 49.0 / (4.0 * 25.0), 1e-15));
     // Elements of equal absolute values have the greatest density, 1, at both ends of the range, too.
     for x in [1.0, 1e-320, 1e-200, 1e300] {
-        assert!(is_close(of(&[x, -x, x]).density(), 1.0, 1e-15) && is_close(of(&[x, -x, x]).sign_cosine(), 1.0, 1e-15));
+        assert!(is_close(of(&[x, -x, x]).roots().density(), 1.0, 1e-15) && is_close(of(&[x, -x, x]).roots().sign_cosine(), 1.0, 1e-15));
     }
     for undefined in [of(&[]), of(&[0.0, -0.0]), of(&[1.0, f64::INFINITY]), of(&[f64::NAN])] {
-        assert!(undefined.sign_cosine().is_nan() && undefined.density().is_nan());
+        assert!(undefined.roots().sign_cosine().is_nan() && undefined.roots().density().is_nan());
     }
-    assert!(of(&[]).rms().is_nan() && of(&[]).mean_abs().is_nan());
+    assert!(of(&[]).roots().rms().is_nan() && of(&[]).mean_abs().is_nan());
     assert_eq!(of(&[]), Moments::EMPTY);
 }
 
