@@ -50,6 +50,7 @@ pub(crate) fn collect_grads(parameters: &Bound<'_, PyAny>, writable: bool) -> Py
 
 /// What [`clip_grads`] returns.
 #[derive(IntoPyObject)]
+#[expect(clippy::large_enum_variant, reason = "made once a call, and moved into Python's memory at once")]
 pub(crate) enum Clipped<'py> {
     /// The norm, a torch tensor.
     Norm(Bound<'py, PyAny>),

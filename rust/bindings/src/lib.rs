@@ -8,8 +8,9 @@
 //! producer · moments                  how objects give access to their memory; the class `Moments`
 //! compute                             calls of the core, in IEEE arithmetic
 //! threads                             threads and instruction sets
-//! lent · process                      torch's threads; what holds for one process, and not for its children
-//! dlpack · names · figures · torch    C structs; objects in errors; figures of moments; what is asked of torch
+//! lent                                torch's threads
+//! process · torch                     what holds for one process, and not for its children; what is asked of torch
+//! dlpack · names · figures            C structs; objects in errors; figures of moments
 //! ```
 //!
 //! A module uses those in the rows below its own.
