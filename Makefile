@@ -36,6 +36,7 @@ lint: install  ## Check format, lints, types and stubs; warnings are errors
 	$(BIN)/ruff format --check python tests benches release docs
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest normclip._core
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/basedpyright --verifytypes normclip --ignoreexternal  # all public types are known
 	cargo fmt --check
 	cargo clippy --workspace --all-targets --quiet -- --deny warnings
 	RUSTDOCFLAGS="--deny warnings" cargo doc --workspace --no-deps --document-private-items --quiet

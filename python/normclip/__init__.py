@@ -73,4 +73,4 @@ def __getattr__(name: str) -> "types.ModuleType":
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULES})
+    return sorted({*__all__, *_MODULES})

@@ -68,6 +68,9 @@ def explicit_penalty(loss: torch.Tensor, parameters: torch.Tensor | Iterable[tor
     Returns:
         A 0-dim tensor, connected to the parameters.
 
+    Raises:
+        TypeError, ValueError: ``strength`` is no number.
+
     References:
         Barrett, Dherin: Implicit gradient regularization, 2021 (arXiv 2009.11162).
 
@@ -82,6 +85,7 @@ def explicit_penalty(loss: torch.Tensor, parameters: torch.Tensor | Iterable[tor
     """
     import torch
 
+    strength = check_number("strength", strength)
     given = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
     gradients = torch.autograd.grad(loss, given, create_graph=True, materialize_grads=True)
     squares = [gradient.abs().square().sum() for gradient in gradients]
@@ -122,6 +126,7 @@ def modified_flow(loss: Loss, point: torch.Tensor, lr: float) -> torch.Tensor:
         >>> modified_flow(lambda x: x.square() / 2, torch.tensor(1.0), lr=0.1)
         tensor(-1.0500)
     """
+    lr = check_number("lr", lr)
     g, hg = _derivatives(loss, point, 2)
     return -g - lr / 2 * hg
 
@@ -147,6 +152,7 @@ def next_order_flow(loss: Loss, point: torch.Tensor, lr: float) -> torch.Tensor:
         >>> next_order_flow(lambda x: x.square() / 2, torch.tensor(1.0), lr=0.1)
         tensor(-1.0533)
     """
+    lr = check_number("lr", lr)
     g, hg, hhg, third = _derivatives(loss, point, 3)
     return -g - lr / 2 * hg - lr**2 * (hhg / 3 + third / 12)
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from normclip._arguments import check_not_negative, check_positive
+from normclip._arguments import check_not_negative, check_number, check_positive
 from normclip.theory._wide import wide
 
 __all__ = [
@@ -304,6 +304,7 @@ def fit_l0_l1(smoothness: npt.ArrayLike, norms: npt.ArrayLike, quantile: float =
     curvatures, n = np.asarray(smoothness, np.float64).ravel(), np.asarray(norms, np.float64).ravel()
     if len(curvatures) != len(n):
         raise ValueError(f"{len(curvatures)} values of smoothness for {len(n)} norms: pass one for each")
+    quantile = check_number("quantile", quantile)
     if not 0.0 < quantile <= 1.0:
         raise ValueError(f"quantile is {quantile}: pass a number above 0, and at most 1")
     finite = np.isfinite(curvatures) & np.isfinite(n)
