@@ -398,6 +398,18 @@ def test_own_rules_clip(clip: Any, rule: Formula) -> None:
         torch.testing.assert_close(weight.grad, before * rule.multiplier(norm), rtol=1e-14, atol=0.0)
 
 
+@by_clipping
+def test_own_rules_that_forget_to_return(clip: Any) -> None:
+    weight = torch.nn.Parameter(torch.zeros(2))
+    weight.grad = torch.tensor([3.0, 4.0])
+    for norm in (1.0, torch.ones(())):
+        with pytest.raises(TypeError, match=r"Constant\.formula has returned None: return the coefficient"):
+            Constant(None).coefficient(norm)
+    with pytest.raises(TypeError, match="has returned None"):
+        clip(weight, Constant(None))
+    assert weight.grad.tolist() == [3.0, 4.0]
+
+
 def test_own_rules_in_a_step_and_on_arrays() -> None:
     weight = torch.nn.Parameter(torch.zeros(2, dtype=torch.float64))
     weight.grad = torch.tensor([3.6, 4.8], dtype=torch.float64)

@@ -48,7 +48,7 @@ def least(scalars: Sequence[Any]) -> Any:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(scalars[0], torch.Tensor):
         return functools.reduce(torch.minimum, scalars)
-    found = functools.reduce(np.minimum, scalars)
+    found = strictly(functools.reduce, np.minimum, scalars)  # subnormal numbers are none the smaller where this thread flushes them
     return found if isinstance(scalars[0], (np.floating, np.ndarray)) else float(found)
 
 

@@ -106,12 +106,12 @@ class Formula(Rule):
                 ``xp.where``. A quotient by 0 is infinite, and does not warn.
 
         Returns:
-            The coefficient, of the type of ``n``, or a plain number.
+            The coefficient, of the type of ``n``, or a plain number. (If the method returns nothing, clipping raises a ``TypeError``.)
         """
 
     def coefficient(self, norm: Scalar) -> Scalar:
         """As for any rule."""
-        return evaluate(lambda xp, n: self._spread(xp, n, self.formula(xp, n)), norm)
+        return evaluate(lambda xp, n: self._spread(xp, n, self._returned(xp, n)), norm)
 
     def multiplier(self, norm: Scalar) -> Scalar:
         """As for any rule."""
@@ -128,7 +128,13 @@ class Formula(Rule):
 
     def _of_norm(self, xp: Any, n: Any) -> Any:
         """The coefficient for a gradient of norm n, if the argument of the formula is not the norm."""
-        return self.formula(xp, n)
+        return self._returned(xp, n)
+
+    def _returned(self, xp: Any, n: Any) -> Any:
+        found = self.formula(xp, n)
+        if found is None:  # of which NumPy would make NaN
+            raise TypeError(f"{type(self).__name__}.formula has returned None: return the coefficient")
+        return found
 
 
 def as_rule(name: str, rule: Rule | float) -> Rule:

@@ -38,6 +38,7 @@ def _rule(draw: Draw) -> tuple[rules.Rule, Formula]:
             (rules.Smoothness(x, y, z), lambda n: 1 / (c * (a + b * n))),
             (rules.Smoothness(x, y, z, exact=True), exactly),
             (rules.DescentLimit(x), lambda n: min(np.longdouble(1.0), a / n / n)),
+            (rules.Least(rules.Soft(x), rules.DescentLimit(z)), lambda n: min(a / (n + a), c / n / n)),
         ]
     )
 
@@ -93,6 +94,7 @@ STATES: dict[str, tuple[Callable[[], Any], list[tuple[str, Any]]]] = {
             ("first", [-1.0]),
         ],
     ),
+    "AdaGN": (thresholds.AdaGN, [("steps", -1), ("mean", math.nan), ("root", math.inf), ("root", None)]),
     "AdaGC": (
         lambda: thresholds.AdaGC(warmup=1),
         [
@@ -125,14 +127,14 @@ def states(draw: Draw) -> None:
     policy = make()
     if kind != "AdaGC":
         for _ in range(draw.integer(0, 6)):
-            draw.call(policy.observe, draw.magnitude(-3, 3))
+            draw.call(policy.multiplier, draw.magnitude(-3, 3))
     saved, norm = copy.deepcopy(policy.state_dict()), draw.magnitude(-3, 3)
     if draw.chance(0.3):
         other = make()
         other.load_state_dict(copy.deepcopy(saved))
         expect(other.state_dict() == saved, f"{kind} loads {saved!r} as {other.state_dict()!r}")
         if kind != "AdaGC":
-            expect(other.observe(norm) == policy.observe(norm), f"{kind} does not go on alike from {saved!r}")
+            expect(other.multiplier(norm) == policy.multiplier(norm), f"{kind} does not go on alike from {saved!r}")
         return
     name, value = draw.pick([*tampered, ("another", 1)])
     expect_refusal(f"{kind} with {name} = {value!r}", lambda: policy.load_state_dict(saved | {name: value}))
