@@ -17,6 +17,7 @@ import torch
 import normclip
 from normclip import Moments, _core, rules
 from normclip.optim import ClippedSGD
+from normclip.thresholds import AdaGN, AutoClip, ZClip
 from support.tensors import raw
 
 # Rounding directions by the numbers that the C library has for them.
@@ -228,3 +229,17 @@ def test_numbers_that_flushing_would_take_for_zero_are_positive() -> None:
         with pytest.raises(ValueError, match="positive"):
             rules.Normalize(0.0)
     assert rule == rules.Normalize(1e-310)
+
+
+@pytest.mark.parametrize("name", ["flush", *ROUNDINGS])
+@pytest.mark.parametrize(
+    "make", [lambda: AutoClip(30.0, window=4), lambda: ZClip(alpha=0.9, z=0.5, warmup=3), AdaGN], ids=["AutoClip", "ZClip", "AdaGN"]
+)
+def test_what_thresholds_remember(make: Callable[[], Any], name: str) -> None:
+    norms = [0.1, 0.7, 1 / 3, 1e-310, 3.3, 0.2, 7.7]
+    rule, twin = make(), make()
+    expected = [rule.multiplier(norm) for norm in norms]
+    with mode(name):
+        found = [twin.multiplier(norm) for norm in norms]
+    assert [struct.pack("d", each) for each in found] == [struct.pack("d", each) for each in expected]
+    assert repr(twin.state_dict()) == repr(rule.state_dict())

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from normclip._core import strictly
 from normclip.rules import Hard, Rule
 from normclip.typing import Scalar
 
@@ -73,7 +74,7 @@ class Adaptive(Policy, Rule):
 
     def coefficient(self, norm: Scalar) -> Scalar:
         """As for any rule."""
-        return self._rule(float(norm)).coefficient(norm)
+        return strictly(self._rule, float(norm)).coefficient(norm)
 
     def multiplier(self, norm: Scalar) -> Scalar:
         """As for any rule. Records the norm."""
@@ -90,9 +91,9 @@ class Adaptive(Policy, Rule):
         value = float(norm)
         if value < 0.0:
             raise ValueError(f"norm is {value}: a norm is not negative")
-        rule = self._rule(value)
+        rule = strictly(self._rule, value)  # in IEEE arithmetic, whatever mode this thread is in
         yield rule.multiplier(norm)
-        self._end_step(value, rule)
+        strictly(self._end_step, value, rule)
 
 
 class Threshold(Adaptive):
@@ -166,7 +167,7 @@ def moving_weight(decay: float, step: int) -> float:
 
     The average of weights (1 − β)·β^(t − s), divided by their sum 1 − β^t, is (1 − w) times the one before plus w times the value.
     """
-    return (1.0 - decay) / (1.0 - decay**step)
+    return min((1.0 - decay) / (1.0 - decay**step), 1.0)  # powers may exceed the exact value, if this thread rounds up
 
 
 def unique(names: Sequence[str]) -> None:
