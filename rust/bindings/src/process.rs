@@ -33,7 +33,7 @@ fn is_a_program_s_own() -> bool {
         let (_, fields) = line.rsplit_once(')')?;
         fields.split_ascii_whitespace().nth(6)?.parse::<u32>().ok()
     });
-    // Sandboxes that imitate Linux say 0.
+    // Where flags are not told, they are 0.
     flags.is_some_and(|flags| flags != 0 && flags & FORKED_ONLY == 0)
 }
 

@@ -15,7 +15,7 @@ use normclip_core::{BLOCK, Dtype, Isa, Pairs, Parameters, Team, apply, dot, norm
 
 use common::random::Random;
 use common::tensor::Tensor;
-use common::{DTYPES, team, to_read, to_write};
+use common::{DTYPES, lent, team, to_read, to_write};
 
 /// Lengths around those of lanes, rows, gathered pieces and blocks.
 const SIZES: [usize; 7] = [0, 1, 31, 33, 300, 1025, BLOCK + 33];
@@ -157,6 +157,17 @@ fn steps(dtype: Dtype, momentum: bool, sgd: Sgd, team: Team) -> u64 {
     Digest::new().tensors(xs.iter().chain(&vs)).0
 }
 
+/// A tensor of more than a mebibyte, so that several threads have part in it: its norm, what it is scaled to, and its product with itself.
+fn large(dtype: Dtype, team: Team) -> u64 {
+    let random = &mut Random(9);
+    let tensors = [Tensor::dense(dtype, 9 * BLOCK + 33, 0).of_patterns(|| pattern(dtype, Numbers::Ordinary, random))];
+    let norm = norm(&to_read(&tensors), 2.0, team);
+    let xy = dot(&Pairs::new(vec![tensors[0].view_with(&tensors[0])]), team).xy.value();
+    // SAFETY: the tensors are ours.
+    unsafe { apply(&to_write(&tensors), Scale { coefficient: 0.123_456_789 }, team) };
+    Digest::new().numbers([norm, xy]).tensors(&tensors).0
+}
+
 /// All computations with one team, each as a line of the file.
 fn digests(team: Team) -> String {
     let mut lines = String::new();
@@ -174,6 +185,7 @@ fn digests(team: Team) -> String {
     for (x, y) in [(Dtype::F16, Dtype::F32), (Dtype::F32, Dtype::F64), (Dtype::C64, Dtype::C128)] {
         line("dot", &format!("{} {}", x.name(), y.name()), products(x, y, team));
     }
+    line("large", Dtype::F32.name(), large(Dtype::F32, team));
     for dtype in REAL {
         line("scale to subnormal", dtype.name(), mapped(dtype, Scale { coefficient: 1.7e-41 }, team));
         line("clamp", dtype.name(), mapped(dtype, Clamp { limit: 0.71 }, team));
@@ -193,7 +205,7 @@ fn results_have_the_committed_bits() {
         fs::write(&path, digests(team(1, Isa::BASELINE))).unwrap();
     }
     let committed = fs::read_to_string(&path).unwrap();
-    for team in Isa::available().into_iter().flat_map(|isa| [1, 3].map(|threads| team(threads, isa))) {
+    for team in Isa::available().into_iter().flat_map(|isa| [team(1, isa), team(3, isa), lent(3, isa)]) {
         let found = digests(team);
         let differ: Vec<_> = found.lines().zip(committed.lines()).filter(|(found, committed)| found != committed).collect();
         assert!(differ.is_empty(), "{team:?}: found, and committed: {differ:#?}");
