@@ -17,7 +17,7 @@ import normclip
 from normclip.rules import Soft
 from normclip.thresholds import AutoClip
 
-THREADS, ROUNDS = 6, 30
+THREADS, ROUNDS = 6, 15
 Work = Callable[[int], object]
 
 
@@ -49,10 +49,13 @@ def gradients(seed: int) -> list[np.ndarray]:
     return [rng.standard_normal(size).astype(dtype) for size, dtype in ((150_000, np.float32), (70_000, np.float64), (5, np.float16))]
 
 
-def model(seed: int) -> torch.nn.Module:
-    torch.manual_seed(seed)
-    made = torch.nn.Sequential(torch.nn.Linear(300, 500), torch.nn.Linear(500, 2))
-    made(torch.ones(3, 300)).square().sum().backward()
+def models() -> list[torch.nn.Module]:
+    """A model for each thread, with gradients. They are made by one thread, for all share torch's random numbers."""
+    torch.manual_seed(0)
+    made = [torch.nn.Sequential(torch.nn.Linear(300, 500), torch.nn.Linear(500, 2)) for _ in range(THREADS)]
+    for each in made:
+        for parameter in each.parameters():
+            parameter.grad = torch.randn_like(parameter)
     return made
 
 
@@ -126,17 +129,16 @@ def test_lists_and_models_that_other_threads_change() -> None:
 
 
 def test_models_are_clipped_as_alone() -> None:
-    def train(seed: int) -> list[bytes]:
-        made, optimizer_rule = model(seed), AutoClip(percentile=50)
-        norms = []
+    def train(made: torch.nn.Module) -> list[bytes]:
+        threshold, norms = AutoClip(percentile=50), []
         for step in range(ROUNDS):
-            norms.append(normclip.clip_grad_norm_(made.parameters(), rule=optimizer_rule if step % 2 else Soft(1.0)))
+            norms.append(normclip.clip_grad_norm_(made.parameters(), rule=threshold if step % 2 else Soft(1.0)))
             norms.append(normclip.grad_stats(made).l2)
         return [torch.tensor(norms).numpy().tobytes(), *(p.grad.numpy().tobytes() for p in made.parameters())]
 
-    alone = [train(seed) for seed in range(THREADS)]
-    trained, _ = at_once(train, set_numbers)
-    assert trained == alone
+    ours, alone = models(), models()
+    trained, _ = at_once(lambda index: train(ours[index]), set_numbers)
+    assert trained == [train(made) for made in alone]
 
 
 def test_patches_are_made_and_undone_at_once() -> None:
@@ -147,10 +149,11 @@ def test_patches_are_made_and_undone_at_once() -> None:
             with normclip.patch_torch():
                 assert torch.nn.utils.clip_grad_norm_ is not before
 
-    def clip(seed: int) -> None:
-        made = model(seed)
+    made = models()
+
+    def clip(index: int) -> None:
         for _ in range(ROUNDS):
-            norm = torch.nn.utils.clip_grad_norm_(made.parameters(), 1e9)  # torch's or normclip's, as it happens
+            norm = torch.nn.utils.clip_grad_norm_(made[index].parameters(), 1e9)  # torch's or normclip's, as it happens
             assert norm > 0
 
     at_once(patch, clip)
