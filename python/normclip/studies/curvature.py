@@ -1,7 +1,7 @@
-"""The curvature of a loss at a point, by gradients at fixed distances from it, whatever the length of the step that training takes there.
+"""The curvature of a loss at a point, by gradients at fixed distances from it, whatever the length of the step of training.
 
-Local smoothness along a step, as of :class:`normclip.theory.SmoothnessProbe`, divides by the length of the step, which follows the norm of the
-gradient. Where gradients are mostly noise, that alone makes the two correlate. Here no quantity that is measured depends on the norm.
+Local smoothness along a step, as of :class:`normclip.theory.SmoothnessProbe`, divides by the length of the step, which follows the norm
+of the gradient. Where gradients are mostly noise, that alone makes the two correlate. Here no distance depends on the norm.
 """
 
 from __future__ import annotations

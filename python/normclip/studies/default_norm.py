@@ -5,11 +5,11 @@ Adam's update is nearly the sign of the gradient, so a step lowers the loss by a
 .. math:: \eta\, \|g\|_1 = \eta \sqrt N\, n \cos(\operatorname{sign} g, g)
 
 If the norm n and the cosine do not depend on the number of parameters N, learning rates should scale as :math:`1/\sqrt N`, and one limit
-suits all sizes (Su: kexue.fm/archives/10657). For Gaussian components the cosine is :math:`\sqrt{2/\pi}`, but the argument only needs it to be
-the same for all sizes.
+suits all sizes (Su: kexue.fm/archives/10657). For Gaussian components the cosine is :math:`\sqrt{2/\pi}`, but the argument only needs it
+to be the same for all sizes.
 
-The norm depends on the initial weights, the learning rate and the batch. The study uses GPT-2's initialization, as models that are clipped to
-1 usually have a similar one, the same grid of rates for all widths, and a second size of batches.
+The norm depends on the initial weights, the learning rate and the batch. The study uses GPT-2's initialization, as models that are clipped
+to 1 usually have a similar one, the same grid of rates for all widths, and a second size of batches.
 """
 
 from __future__ import annotations
@@ -115,9 +115,9 @@ class DefaultNorm(Findings):
         edges = [f"width {model.width}" for model in self.models if model.tuned.on_edge]
         return (
             "Pre-LN transformers of 2 layers with GPT-2's first weights, characters of Python's manual, batches of "
-            f"{size.batch}×{size.length}, and of {size.other_batch}×{size.length} at the best rate; {size.steps} steps of Adam, no clipping, no "
-            f"warm-up; rates from {size.rates[0]:g} to {size.rates[-1]:g}, the same for all widths. Gradients: second half of training. Best "
-            f"rate at an end of the grid: {'; '.join(edges) or 'none'}."
+            f"{size.batch}×{size.length}, and of {size.other_batch}×{size.length} at the best rate; {size.steps} steps of Adam, no "
+            f"clipping, no warm-up; rates from {size.rates[0]:g} to {size.rates[-1]:g}, the same for all widths. Gradients: second half "
+            f"of training. Best rate at an end of the grid: {'; '.join(edges) or 'none'}."
         )
 
     def exponents(self, figures: Sequence[Sequence[float]]) -> list[float]:
@@ -148,7 +148,11 @@ class DefaultNorm(Findings):
         )
         rates = sorted({rate for model in self.models for rate in model.tuned.rates})
         losses = tuple(
-            (f"{model.width}", *(_cell(model.tuned, rate) for rate in rates), median_and_range(model.best_rates(), lambda rate: number(rate, 2)))
+            (
+                f"{model.width}",
+                *(_cell(model.tuned, rate) for rate in rates),
+                median_and_range(model.best_rates(), lambda rate: number(rate, 2)),
+            )
             for model in self.models
         )
         heading = ("width", "N", "norm", f"batch {self.size.other_batch}", "above 1", "sign-cosine")
@@ -229,7 +233,9 @@ CLAIMS: tuple[Claim[DefaultNorm], ...] = (
         source=_SU,
         predicted="few steps above 1",
         figure="share of steps above 1, of the width with most",
-        measure=lambda found: [max(shares) for shares in zip(*[[run.above for run in model.at_best] for model in found.models], strict=True)],
+        measure=lambda found: [
+            max(shares) for shares in zip(*[[run.above for run in model.at_best] for model in found.models], strict=True)
+        ],
         holds=Range(high=0.1),
         partly=Range(high=0.25),
         show=percent,
@@ -275,7 +281,9 @@ def run(options: Options) -> DefaultNorm:
     # The widest models take longest, so they start first: else one CPU would still run one when the others are done.
     cases = dict.fromkeys(reversed(size.widths), size.rates)
     found = explore(cases, partial(train_width, size, size.batch), lambda course: course.final, options, steps=size.steps)
-    best = {width: tuned({rate: [run.final for run in runs] for rate, runs in by_rate.items()}, hopeless) for width, by_rate in found.items()}
+    best = {
+        width: tuned({rate: [run.final for run in runs] for rate, runs in by_rate.items()}, hopeless) for width, by_rate in found.items()
+    }
     ticker = Ticker(size.steps * len(cases) * len(options.seeds), options.progress)
     jobs = [
         partial(train_width, size, size.other_batch, width, best[width].rate, seed, ticker.counter(f"width {width}, other batches"))

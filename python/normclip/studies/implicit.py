@@ -1,9 +1,9 @@
 r"""How far gradient descent on a small network follows the flow of the loss with the implicit penalty, :math:`L + \tfrac h4 \|g\|^2`.
 
-To order h², gradient descent of step h follows that flow (Barrett and Dherin 2021, arXiv 2009.11162). That is proved for steps that are short
-enough, and the tests check it on functions whose flows are known. Whether steps are short enough in training is another matter: the study
-follows both flows from the first weights of a network and compares where they end, for steps up to the longest stable one, 2/λ, where λ is
-the largest eigenvalue of the Hessian at the start.
+To order h², gradient descent of step h follows that flow (Barrett and Dherin 2021, arXiv 2009.11162). That is proved for steps that are
+short enough, and the tests check it on functions whose flows are known. Whether steps are short enough in training is another matter: the
+study follows both flows from the first weights of a network and compares where they end, for steps up to the longest stable one, 2/λ, where
+λ is the largest eigenvalue of the Hessian at the start.
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ class Implicit(Findings):
     def setting(self) -> str:
         """What was run."""
         return (
-            f"A network of 2 layers of tanh and {self.elements:,} parameters that predicts the next of 4 characters of Python's manual, all of "
-            f"{self.size.samples} samples in every step, float64; from the first weights, for the time of {self.size.longest} of the longest "
-            "stable steps."
+            f"A network of 2 layers of tanh and {self.elements:,} parameters that predicts the next of 4 characters of Python's manual, "
+            f"all of {self.size.samples} samples in every step, float64; from the first weights, for the time of {self.size.longest} of "
+            "the longest stable steps."
         )
 
     def nearer(self, fractions: tuple[float, ...]) -> list[float]:

@@ -1,9 +1,9 @@
 r"""How many iterations clipping and plain gradient descent need if curvature grows with the gradient.
 
 On an (L0, L1)-smooth function a fixed step has to be short enough for the largest gradient on the way, M. Zhang et al. 2020 (arXiv
-1905.11881) bound the iterations of clipping without M (theorem 3), and show that for gradient descent there is no such bound (theorem 4, see
-the study `lower-bound`). Li et al. 2023 (arXiv 2306.01264) show that a constant step has the classical rates all the same. So the opponent
-of clipping is the best fixed step, not the cautious one of theorem 6.
+1905.11881) bound the iterations of clipping without M (theorem 3), and show that for gradient descent there is no such bound (theorem 4,
+see the study `lower-bound`). Li et al. 2023 (arXiv 2306.01264) show that a constant step has the classical rates all the same. So the
+opponent of clipping is the best fixed step, not the cautious one of theorem 6.
 """
 
 from __future__ import annotations
@@ -28,7 +28,15 @@ PROBLEMS = (
     Problem("x⁴", lambda x: x**4, lambda x: 4.0 * x**3, L0=16.0, L1=1.0, tolerance=0.01),
     Problem("cosh", np.cosh, np.sinh, L0=1.0, L1=1.0, tolerance=0.01),
 )
-THEOREM_6, NEAR_LIMIT, FIXED, CLIPPED, TUNED, SMOOTH, EXACT = "theorem 6", "0.9 limit", "best fixed", "theorem 3", "tuned clip", "1/(L0+L1n)", "exact"
+THEOREM_6, NEAR_LIMIT, FIXED, CLIPPED, TUNED, SMOOTH, EXACT = (
+    "theorem 6",
+    "0.9 limit",
+    "best fixed",
+    "theorem 3",
+    "tuned clip",
+    "1/(L0+L1n)",
+    "exact",
+)
 _METHODS = {
     THEOREM_6: ("gradient descent, theorem 6", plot.PURPLE, "o:"),
     NEAR_LIMIT: ("gradient descent, 0.9 of its limit", plot.ORANGE, "o--"),
@@ -72,9 +80,9 @@ class Separation(Findings):
         """What was run."""
         edges = sum(row.on_edge for rows in self.seeds for row in rows)
         return (
-            f"Iterations until |f'| ≤ 0.01: x⁴ with (L0, L1) = (16, 1), cosh with (1, 1). Most of {STARTS} starting points: the given "
-            "one and others down to half of it. Best fixed step: 0.25 to 1.2 of the longest stable one; tuned clipping: rates 1/16 to 512 of 1/L0, longest "
-            f"steps 1/32 to 16 of 1/L1. {edges or 'No'} searches ended at an edge of the grid."
+            f"Iterations until |f'| ≤ 0.01: x⁴ with (L0, L1) = (16, 1), cosh with (1, 1). Most of {STARTS} starting points: the given one "
+            "and others down to half of it. Best fixed step: 0.25 to 1.2 of the longest stable one; tuned clipping: rates 1/16 to 512 of "
+            f"1/L0, longest steps 1/32 to 16 of 1/L1. {edges or 'No'} searches ended at an edge of the grid."
         )
 
     def ratios(self, method: str, base: str) -> list[list[float]]:
@@ -194,7 +202,9 @@ CLAIMS: tuple[Claim[Separation], ...] = (
 
 def run(options: Options) -> Separation:
     """Count the iterations of every method from every start, and from others that are drawn between half of it and itself."""
-    cases = [(problem, start) for problem in PROBLEMS for start in (FARTHEST[problem.name][1:5] if options.quick else FARTHEST[problem.name])]
+    cases = [
+        (problem, start) for problem in PROBLEMS for start in (FARTHEST[problem.name][1:5] if options.quick else FARTHEST[problem.name])
+    ]
     total = len(cases) * len(options.seeds)
     seeds: list[tuple[Row, ...]] = []
     for seed in options.seeds:

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from normclip.rules import Hard, Rule, Soft
 from normclip.studies import plot
-from normclip.studies.claims import Claim, Range, median_and_range, number
+from normclip.studies.claims import Claim, Range, median_and_range
 from normclip.studies.curvature import CurvatureProbe, Point
 from normclip.studies.models import CharLSTM, loss_of, seeded
 from normclip.studies.report import Findings, Options, Table
@@ -125,8 +125,8 @@ class Smoothness(Findings):
         edges = [rule for rule, found in self.rules.items() if found.on_edge]
         return (
             f"LSTM of 2×{size.width}, characters of Python's manual, batches of {size.batch}×{size.length}, {size.steps} steps of SGD; "
-            f"limit {LIMIT:g}; curvature every {size.every} steps after the first quarter. Loss: the last tenth of training. Best rate at an "
-            f"end of the grid: {'; '.join(edges) or 'none'}."
+            f"limit {LIMIT:g}; curvature every {size.every} steps after the first quarter. Loss: the last tenth of training. Best rate "
+            f"at an end of the grid: {'; '.join(edges) or 'none'}."
         )
 
     def of(self, rule: str) -> list[Path]:
@@ -139,9 +139,7 @@ class Smoothness(Findings):
 
     def largest(self, rule: str) -> list[float]:
         """For each seed, the largest rate that did not diverge; 0 if all did."""
-        return [
-            max((rate for rate, loss in losses.items() if loss < self.hopeless), default=0.0) for losses in self.rules[rule].by_seed()
-        ]
+        return [max((rate for rate, loss in losses.items() if loss < self.hopeless), default=0.0) for losses in self.rules[rule].by_seed()]
 
     def harm(self) -> list[float]:
         """For each seed, by how much clipping raises the loss at the rate at which it does most harm."""
@@ -162,7 +160,10 @@ class Smoothness(Findings):
             others = [median_and_range(figures) for figures in ([p.slope for p in paths], [p.gain for p in paths])]
             fits.append((f"{rule}, rate {rate:g}", f"{len(paths[0].norms)}", *correlations, *others))
         heading = ("run", "points", "norm of Hessian", "secant", "along step", "slope", "closer")
-        return [Table("Final loss", ("rate", *self.rules), rows), Table("Partial correlation with the norm of the gradient", heading, tuple(fits))]
+        return [
+            Table("Final loss", ("rate", *self.rules), rows),
+            Table("Partial correlation with the norm of the gradient", heading, tuple(fits)),
+        ]
 
     def _cell(self, found: Tuned, rate: float) -> str:
         if rate not in found.rates:
@@ -180,7 +181,9 @@ class Smoothness(Findings):
             found = self.rules[rule]
             medians = [float(np.median(values)) for values in found.losses]
             losses.semilogx(found.rates, medians, line, color=color, label=rule)
-            losses.fill_between(found.rates, [min(v) for v in found.losses], [max(v) for v in found.losses], color=color, alpha=0.15, linewidth=0)
+            losses.fill_between(
+                found.rates, [min(v) for v in found.losses], [max(v) for v in found.losses], color=color, alpha=0.15, linewidth=0
+            )
         plot.plain_ticks(losses.xaxis)
         plot.label(losses, f"Loss after {self.size.steps} steps", "learning rate", "loss, nats per character")
         losses.legend()
@@ -216,7 +219,9 @@ def _correlated(name: str, claim: str, rule: str, values: Callable[[Path], Seque
 CLAIMS: tuple[Claim[Smoothness], ...] = (
     _correlated("hessian, clipped", "Along clipped training, the Hessian's norm rises with the gradient's", HARD, lambda path: path.tops),
     _correlated("hessian, plain", "So it does without clipping", NONE, lambda path: path.tops),
-    _correlated("secant, clipped", "Along clipped training, so does the gradient's change over a fixed distance", HARD, lambda path: path.secants),
+    _correlated(
+        "secant, clipped", "Along clipped training, so does the gradient's change over a fixed distance", HARD, lambda path: path.secants
+    ),
     _correlated("secant, plain", "So it does without clipping, over a fixed distance", NONE, lambda path: path.secants),
     Claim(
         name="slope",
@@ -290,14 +295,20 @@ def run(options: Options) -> Smoothness:
     found = explore(dict.fromkeys(_RULES, size.rates), partial(_train, size), lambda trained: trained.final, options, steps=size.steps)
     ticker = Ticker(size.steps * len(size.probed) * len(options.seeds), options.progress)
     jobs = [
-        partial(_probe, size, rule, rate, seed, ticker.counter(f"curvature, {rule}")) for rule, rate in size.probed.items() for seed in options.seeds
+        partial(_probe, size, rule, rate, seed, ticker.counter(f"curvature, {rule}"))
+        for rule, rate in size.probed.items()
+        for seed in options.seeds
     ]
     hopeless = math.log(len(manual().characters))
-    rules = {rule: tuned({rate: [run.final for run in runs] for rate, runs in by_rate.items()}, hopeless) for rule, by_rate in found.items()}
+    rules = {
+        rule: tuned({rate: [run.final for run in runs] for rate, runs in by_rate.items()}, hopeless) for rule, by_rate in found.items()
+    }
     return Smoothness(size, hopeless, rules, tuple(side_by_side(jobs)))
 
 
-def _train(size: Setting, rule: str, rate: float, seed: int, tick: Tick, probed: Callable[[CharLSTM, Step], Step] = lambda _, step: step) -> Trained:
+def _train(
+    size: Setting, rule: str, rate: float, seed: int, tick: Tick, probed: Callable[[CharLSTM, Step], Step] = lambda _, step: step
+) -> Trained:
     corpus = manual()
     model = seeded(lambda: CharLSTM(len(corpus.characters), size.width), seed)
     step = clipped_step(model, torch.optim.SGD(model.parameters(), lr=rate), _RULES[rule])

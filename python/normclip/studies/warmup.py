@@ -4,8 +4,8 @@ A step with update u and learning rate η is predicted to lower the loss by :mat
 smaller, which is one reason to warm up the rate. Instead, the rate can be multiplied by :math:`\min(1, T / (u \cdot g))` (Su:
 kexue.fm/archives/10657). For SGD, whose update is the gradient, that is a clip rule. Adam's update is known only when the step is done.
 
-Each plan is compared at its own best rate: a rate that is too high for all of them says little about any. Adam trains a post-LN transformer,
-which is known to need warm-up (Xiong et al. 2020, arXiv 2002.04745).
+Each plan is compared at its own best rate: a rate that is too high for all of them says little about any. Adam trains a post-LN
+transformer, which is known to need warm-up (Xiong et al. 2020, arXiv 2002.04745).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import nn
 from normclip import dot, grad_stats
 from normclip.rules import DescentLimit, Hard
 from normclip.studies import plot
-from normclip.studies.claims import Claim, Range, median_and_range, number, percent
+from normclip.studies.claims import Claim, Range, median_and_range, percent
 from normclip.studies.models import CharLSTM, Transformer, seeded
 from normclip.studies.report import Findings, Options, Table
 from normclip.studies.text import manual
@@ -88,7 +88,11 @@ FULL = Setting(
     steps=300,
 )
 QUICK = Setting(
-    {SGD: (8.0,), ADAM: (0.004,)}, (0.3,), {SGD: (1 / 16, 1 / 4), ADAM: (5.0, 20.0)}, {SGD: Shape(16, 2, 8, 16), ADAM: Shape(32, 2, 4, 16)}, 20
+    {SGD: (8.0,), ADAM: (0.004,)},
+    (0.3,),
+    {SGD: (1 / 16, 1 / 4), ADAM: (5.0, 20.0)},
+    {SGD: Shape(16, 2, 8, 16), ADAM: Shape(32, 2, 4, 16)},
+    20,
 )
 
 
@@ -126,9 +130,9 @@ class Warmup(Findings):
         edges = [plan.name for plan in self.plans if plan.tuned.on_edge]
         return (
             f"SGD on an LSTM of {lstm.layers}×{lstm.width}, batches of {lstm.batch}×{lstm.length}; Adam on a post-LN transformer of "
-            f"{transformer.layers}×{transformer.width}, batches of {transformer.batch}×{transformer.length}. Characters of Python's manual, "
-            f"{self.size.steps} steps. Each plan at its best rate. Loss: the last tenth of training. Best rate at an end of the grid: "
-            f"{'; '.join(edges) or 'none'}."
+            f"{transformer.layers}×{transformer.width}, batches of {transformer.batch}×{transformer.length}. Characters of Python's "
+            f"manual, {self.size.steps} steps. Each plan at its best rate. Loss: the last tenth of training. Best rate at an end of the "
+            f"grid: {'; '.join(edges) or 'none'}."
         )
 
     def of(self, optimizer: str, plan: str) -> list[Plan]:
@@ -166,7 +170,11 @@ class Warmup(Findings):
             loss = median_and_range(plan.tuned.best, self._loss)
             shares = [median_and_range(share, percent) if plan.plan == LIMIT else "" for share in (plan.early, plan.late)]
             rows.append((plan.name, f"{plan.tuned.rate:g}", loss, *shares))
-        return [Table("Final loss at the best rate, and share of steps that were limited", ("plan", "rate", "loss", "early", "later"), tuple(rows))]
+        return [
+            Table(
+                "Final loss at the best rate, and share of steps that were limited", ("plan", "rate", "loss", "early", "later"), tuple(rows)
+            )
+        ]
 
     def _loss(self, loss: float) -> str:
         return "diverges" if loss >= self.hopeless else f"{loss:.3f}"
@@ -251,7 +259,9 @@ def run(options: Options) -> Warmup:
     cases = {case: size.rates[optimizer] for optimizer in (ADAM, SGD) for case in size.cases(optimizer)}
     found = explore(cases, partial(_train, size), lambda trained: trained.final, options, steps=size.steps)
     hopeless = math.log(len(manual().characters))
-    return Warmup(size, hopeless, tuple(_plan(size, case, found[case], hopeless) for optimizer in (SGD, ADAM) for case in size.cases(optimizer)))
+    return Warmup(
+        size, hopeless, tuple(_plan(size, case, found[case], hopeless) for optimizer in (SGD, ADAM) for case in size.cases(optimizer))
+    )
 
 
 def _plan(size: Setting, case: Case, found: dict[float, tuple[Trained, ...]], hopeless: float) -> Plan:
@@ -271,9 +281,9 @@ def _train(size: Setting, case: Case, rate: float, seed: int, tick: Tick) -> Tra
     characters, (width, layers, batch, length) = len(corpus.characters), size.shapes[case.optimizer]
     lstm, transformer = (CharLSTM, Transformer)
     model = seeded(
-        lambda: lstm(characters, width, layers)
-        if case.optimizer == SGD
-        else transformer(characters, width, length, layers, post_norm=True),
+        lambda: (
+            lstm(characters, width, layers) if case.optimizer == SGD else transformer(characters, width, length, layers, post_norm=True)
+        ),
         seed,
     )
     stepper = {SGD: torch.optim.SGD, ADAM: torch.optim.Adam}[case.optimizer](model.parameters(), lr=rate)
