@@ -181,9 +181,9 @@ MADE_UP: dict[str, dict[str, MadeUp]] = {
         "slope": MadeUp(smooth(), smooth(exponent=1.3), smooth(exponent=2.0)),
         "bound": MadeUp(smooth(), smooth(noise=0.9), smooth(exponent=-1.0)),
         "rates": MadeUp(
-            smooth(),
-            smooth(clipped=tuned(2.0, 1.5, HOPELESS, rates=(1.0, 4.0, 8.0)), plain=tuned(1.0, HOPELESS, HOPELESS, rates=(2.0, 4.0, 8.0))),
-            smooth(plain=CLIPPED),
+            smooth(clipped=tuned(2.0, 1.2, 1.5, rates=(4.0, 16.0, 32.0))),
+            smooth(clipped=tuned(2.0, 1.2, 1.5, rates=(4.0, 8.0, 16.0))),
+            smooth(clipped=tuned(2.0, 1.2, 1.5)),
         ),
         "faster": MadeUp(smooth(), smooth(clipped=tuned(2.0, 1.5, 1.47)), smooth(clipped=tuned(2.0, 1.6, 1.7))),
         "soft": MadeUp(smooth(), smooth(soft=tuned(2.0, 1.5, 1.25)), smooth(soft=tuned(2.0, 1.5, 1.4))),

@@ -1,7 +1,8 @@
 """Claims of the theory, written down before a run: the figure that decides, and the ranges of it in which the claim holds or holds in part.
 
-A figure is measured once for each seed. There is a verdict only if the figures of at least three seeds all lie in the same range; else the
-claim is undecided. Nothing about a claim depends on what was measured.
+A figure is measured once for each seed. A claim holds if the figures of all seeds, at least three, lie in the range in which it holds; it
+holds in part if all lie in the wider range in which it does so at least in part, and does not hold if all lie outside of that. Else it is
+undecided. Nothing about a claim depends on what was measured.
 """
 
 from __future__ import annotations
@@ -114,10 +115,9 @@ class Claim(Generic[_Findings]):
         )
 
     def _verdict(self, figures: Sequence[float]) -> Verdict:
-        verdicts = {self._verdict_on(figure) for figure in figures}
-        return verdicts.pop() if len(figures) >= LEAST_SEEDS and len(verdicts) == 1 else "undecided"
-
-    def _verdict_on(self, figure: float) -> Verdict:
-        if math.isnan(figure):
+        if len(figures) < LEAST_SEEDS or any(map(math.isnan, figures)):
             return "undecided"
-        return "holds" if figure in self.holds else "partly" if figure in self.partly else "does not hold"
+        if all(figure in self.holds for figure in figures):
+            return "holds"
+        at_least_partly = [figure in self.partly for figure in figures]
+        return "partly" if all(at_least_partly) else "undecided" if any(at_least_partly) else "does not hold"
