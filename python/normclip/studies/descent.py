@@ -20,6 +20,7 @@ import torch
 from matplotlib.figure import Figure
 
 from normclip import clip_grads_, dot
+from normclip._look import INK
 from normclip.rules import Hard
 from normclip.studies import plot
 from normclip.studies.claims import Claim, Range, median_and_range
@@ -117,7 +118,7 @@ class Descent(Findings):
             pairs = [(x, y) for x, y in zip(courses[0].predicted, courses[0].actual, strict=True) if min(x, y) > 0.0]
             axes.loglog([x for x, _ in pairs], [y for _, y in pairs], ".", color=_COLORS[way], markersize=3, label=way)
         low, high = axes.get_xlim()
-        axes.loglog([low, high], [low, high], "--", color=plot.INK, linewidth=1.0, label="as predicted")
+        axes.loglog([low, high], [low, high], "--", color=INK, linewidth=1.0, label="as predicted")
         plot.label(axes, "Descent on the step's own batch", "predicted: η⟨u, g⟩", "actual")
         axes.legend()
 
@@ -145,8 +146,8 @@ def _little(way: str) -> tuple[Claim[Descent], Claim[Descent]]:
             name=f"{way}: own batch",
             claim=f"{way}: late in training, a step lowers the loss of its batch by little against the learning rate",
             source=f"{_SU}: the reason for a limit of 1",
-            predicted="|ΔL| ≪ η",
-            figure="|ΔL|/η, median over late steps",
+            predicted="−ΔL ≪ η",
+            figure="descent over η, median over late steps",
             measure=lambda found: found.own(way),
             holds=Range(high=0.1),
             partly=Range(high=1.0),
@@ -155,8 +156,8 @@ def _little(way: str) -> tuple[Claim[Descent], Claim[Descent]]:
             name=f"{way}: training",
             claim=f"{way}: so is what training gains in a step",
             source=f"{_SU}: the reason for a limit of 1",
-            predicted="|ΔL| ≪ η",
-            figure="|ΔL|/η by the slope of the loss over the last half",
+            predicted="−ΔL ≪ η",
+            figure="descent over η, by the slope of the loss over the last half",
             measure=lambda found: found.gained(way),
             holds=Range(high=0.1),
             partly=Range(high=1.0),

@@ -170,7 +170,7 @@ def network(size: Setting, seed: int) -> theory.flows.Loss:
     inputs, targets = windows[:, :4], windows[:, 4]
 
     def loss(weights: Tensor) -> Tensor:
-        parts = weights.split([rows * columns for rows, columns in shapes])
+        parts = torch.split(weights, [rows * columns for rows, columns in shapes])
         embedding, first, second, head = (part.view(shape) for part, shape in zip(parts, shapes, strict=True))
         hidden = torch.tanh(embedding[inputs].flatten(1) @ first)
         return functional.cross_entropy(torch.tanh(hidden @ second) @ head, targets)
@@ -186,7 +186,7 @@ def largest_eigenvalue(loss: theory.flows.Loss, x: Tensor) -> float:
     for _ in range(_POWER_ITERATIONS):
         (product,) = torch.autograd.grad(gradient, point, vector / vector.norm(), retain_graph=True)
         vector = product
-    return vector.norm().item()
+    return float(vector.norm())
 
 
 def descend(loss: theory.flows.Loss, x: Tensor, lr: float, steps: int) -> Tensor:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
+from normclip._look import INK
 from normclip.studies import plot
 from normclip.studies.claims import Claim, Range, median_and_range, number, power
 from normclip.studies.iterations import STARTS, Array, Best, Problem, best_clipping, best_fixed, count, draw_starts, slope
@@ -108,7 +109,7 @@ class LowerBound(Findings):
         gradients = [pair.gradient for pair in pairs]
         axes.loglog(gradients, [pair.fixed for pair in pairs], "o-", color=plot.RED, label="best fixed step")
         axes.loglog(gradients, [pair.clipped for pair in pairs], "s-", color=plot.BLUE, label="clipped")
-        axes.loglog(gradients, list(map(bound, gradients)), "--", color=plot.INK, label="theorem 4, for any fixed step")
+        axes.loglog(gradients, list(map(bound, gradients)), "--", color=INK, label="theorem 4, for any fixed step")
         plot.label(axes, "The worse of two functions", "largest gradient M", f"iterations until |f'| ≤ {_TOLERANCE:g}")
         axes.legend()
 

@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from normclip import theory
+from normclip._look import INK
 from normclip.studies import plot
 from normclip.studies.claims import Claim, Range, median_and_range, number, power
 from normclip.studies.iterations import STARTS, Array, Problem, Steps, best_clipping, best_fixed, count, draw_starts, slope, theorem_3
@@ -43,7 +44,7 @@ _METHODS = {
     FIXED: ("gradient descent, best fixed step", plot.RED, "o-"),
     CLIPPED: ("clipped, theorem 3", plot.SKY, "s--"),
     TUNED: ("clipped, tuned", plot.BLUE, "s-"),
-    EXACT: ("optimum of the bound", plot.INK, "v:"),
+    EXACT: ("optimum of the bound", INK, "v:"),
     SMOOTH: ("1/(L0 + L1·n)", plot.GREEN, "^-"),
 }
 _FAR = 10.0

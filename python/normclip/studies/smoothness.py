@@ -158,8 +158,8 @@ class Smoothness(Findings):
         for rule, rate in self.size.probed.items():
             paths = self.of(rule)
             correlations = [
-                median_and_range([path.correlation(values(path)) for path in paths], lambda value: f"{value:.2f}")
-                for values in (lambda path: path.tops, lambda path: path.secants, lambda path: path.along)
+                median_and_range([path.correlation(getattr(path, name)) for path in paths], lambda value: f"{value:.2f}")
+                for name in ("tops", "secants", "along")
             ]
             others = [median_and_range(figures) for figures in ([p.slope for p in paths], [p.gain for p in paths])]
             fits.append((f"{rule}, rate {rate:g}", f"{len(paths[0].norms)}", *correlations, *others))
