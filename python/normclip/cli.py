@@ -55,13 +55,14 @@ def _parser() -> argparse.ArgumentParser:
     study = commands.add_parser(
         "study",
         help="put the theory of clipping to the test",
-        description="Measure what the theory of clipping predicts, and say whether it holds. A study takes up to three minutes on 2 cores.",
+        description="Measure what the theory of clipping predicts, and say whether it holds. A study takes up to ten minutes on 2 cores.",
     )
     study.add_argument("name", choices=(*NAMES, "all"), metavar="NAME", help=f"{', '.join(NAMES)}; or all")
     study.add_argument("--out", type=_output_folder, metavar="DIR", help="write NAME.json and the plot NAME.svg to DIR")
     study.add_argument("--format", choices=("svg", "png"), default="svg", help="the format of plots (default: svg)")
-    study.add_argument("--quick", action="store_true", help="a few seconds: a smoke run, whose verdicts mean little")
-    study.add_argument("--seed", type=int, default=0, metavar="N", help="for weights and batches (default: 0)")
+    study.add_argument("--quick", action="store_true", help="one seed and small sizes, less than a minute: a smoke run, without verdicts")
+    study.add_argument("--seeds", type=_seeds, metavar="N", help="repeat all for N seeds (default: 3); verdicts need 3")
+    study.add_argument("--seed", type=int, default=0, metavar="N", help="the first seed (default: 0)")
     study.set_defaults(run=_study)
     return parser
 
@@ -106,6 +107,12 @@ def _threads(text: str) -> int:
     return int(text)
 
 
+def _seeds(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
 def _bench(options: argparse.Namespace, command: str) -> int:
     # Imported here, as torch, rich and matplotlib are extras, which `main` has looked for.
     from normclip import bench
@@ -133,12 +140,14 @@ def _study(options: argparse.Namespace, command: str) -> int:
     from normclip.bench.report import progress_bar
     from normclip.studies.report import Options
 
+    count = options.seeds or (1 if options.quick else 3)
+    seeds = tuple(range(options.seed, options.seed + count))
     results = _Results("study")
     for name in studies.NAMES if options.name == "all" else (options.name,):
         if results.closed and not options.out:
             break  # nobody would see the others
         with progress_bar() as progress:
-            report = studies.study(name, Options(quick=options.quick, seed=options.seed, progress=progress), command)
+            report = studies.study(name, Options(quick=options.quick, seeds=seeds, progress=progress), command)
         if options.out:
             results.write(options.out / f"{name}.json", partial(Path.write_text, data=report.to_json(), encoding="utf-8"))
             results.write(options.out / f"{name}.{options.format}", report.draw)

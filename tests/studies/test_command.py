@@ -14,10 +14,10 @@ import pytest
 
 from normclip.cli import _Results, main
 from normclip.studies import NAMES
-from normclip.studies.report import Verdict
+from normclip.studies.claims import Verdict
 
 KEYS = {
-    *("study", "title", "setting", "claims", "data", "quick", "seed", "seconds", "cpu_seconds"),
+    *("study", "title", "setting", "claims", "data", "quick", "seeds", "seconds", "cpu_seconds"),
     *("cpu", "cores", "normclip", "torch", "numpy", "python", "date", "command"),
 }
 
@@ -44,14 +44,15 @@ def test_json_says_what_was_claimed_and_what_was_found(folder: Path, name: str) 
     assert set(report) == KEYS
     assert report["study"] == name
     assert report["quick"] is True
-    assert report["seed"] == 3
+    assert report["seeds"] == [3]
     assert report["command"].startswith("normclip study all --quick --seed 3")
     assert report["data"]
     assert report["claims"]
     for claim in report["claims"]:
-        assert set(claim) == {"claim", "predicted", "measured", "verdict", "criterion"}
+        assert set(claim) == {"name", "claim", "source", "predicted", "measured", "figures", "criterion", "verdict"}
         assert all(claim.values())
         assert claim["verdict"] in get_args(Verdict)
+        assert claim["verdict"] == "undecided"  # by one seed
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -74,14 +75,24 @@ def test_terminal_shows_predictions_beside_measurements(folder: Path, name: str)
 
 def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["study", "separation"]) == 0
-    assert "434,497" in capsys.readouterr().out
+    assert main(["study", "lower-bound", "--quick"]) == 0
+    assert "theorem 4" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
 
 def test_png(tmp_path: Path) -> None:
-    assert main(["study", "separation", "--out", str(tmp_path), "--format", "png"]) == 0
-    assert (tmp_path / "separation.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["study", "lower-bound", "--quick", "--out", str(tmp_path), "--format", "png"]) == 0
+    assert (tmp_path / "lower-bound.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_seeds_are_counted_from_the_first(tmp_path: Path) -> None:
+    def seeds(*arguments: str) -> list[int]:
+        assert main(["study", "implicit", "--quick", "--out", str(tmp_path), *arguments]) == 0
+        found: list[int] = load(tmp_path, "implicit")["seeds"]
+        return found
+
+    assert seeds() == [0]
+    assert seeds("--seeds", "2", "--seed", "5") == [5, 6]
 
 
 @pytest.mark.parametrize(
@@ -91,6 +102,8 @@ def test_png(tmp_path: Path) -> None:
         ([], "NAME"),
         (["separation", "--out", "taken"], "cannot be made a folder"),
         (["separation", "--seed", "one"], "invalid int value"),
+        (["separation", "--seeds", "0"], "'0' is not a whole number above 0"),
+        (["separation", "--seeds", "two"], "'two' is not a whole number above 0"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_runs(
@@ -115,15 +128,15 @@ def test_missing_extras_are_named_with_the_remedy(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no full disk to offer")
 def test_full_disk_and_ascii(tmp_path: Path) -> None:
     """Neither loses what goes elsewhere, nor what can be said."""
-    (tmp_path / "separation.json").symlink_to("/dev/full")
-    command = [sys.executable, "-m", "normclip", "study", "separation", "--out", str(tmp_path)]
+    (tmp_path / "lower-bound.json").symlink_to("/dev/full")
+    command = [sys.executable, "-m", "normclip", "study", "lower-bound", "--quick", "--out", str(tmp_path)]
     ascii_only = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
     run = subprocess.run(command, capture_output=True, text=True, encoding="ascii", timeout=300, check=False, env=ascii_only)
-    said = f"normclip study: cannot write {tmp_path / 'separation.json'}: No space left on device"
+    said = f"normclip study: cannot write {tmp_path / 'lower-bound.json'}: No space left on device"
     assert run.returncode == 1
     assert run.stderr.strip() == said
-    assert "434,497" in run.stdout
-    assert (tmp_path / "separation.svg").stat().st_size > 0
+    assert "theorem 4" in run.stdout
+    assert (tmp_path / "lower-bound.svg").stat().st_size > 0
     with Path("/dev/full").open("w", encoding="utf-8") as full:
         run = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, encoding="utf-8", timeout=300, check=False)
     assert run.returncode == 1

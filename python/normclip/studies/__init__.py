@@ -1,7 +1,8 @@
 """Experiments that test the theory of clipping: what `normclip study NAME` runs.
 
-Needs the extra `cli`: `pip install 'normclip[cli]'`. A study is a module with a ``TITLE`` and a function ``run``, which takes
-:class:`~normclip.studies.report.Options` and returns :class:`~normclip.studies.report.Findings`: measurements and verdicts on claims.
+Needs the extra `cli`: `pip install 'normclip[cli]'`. A study is a module with a ``TITLE``, its ``CLAIMS`` (see
+:class:`~normclip.studies.claims.Claim`) and a function ``run``, which takes :class:`~normclip.studies.report.Options` and returns
+:class:`~normclip.studies.report.Findings`: the measurements, by which the claims are judged.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from normclip.studies.report import Options, Report
 
-NAMES = ("separation", "smoothness", "default-norm", "warmup", "implicit")
+NAMES = ("separation", "lower-bound", "smoothness", "default-norm", "warmup", "descent", "implicit")
 
 
 def study(name: str, options: Options, command: str = "") -> Report:
@@ -21,7 +22,7 @@ def study(name: str, options: Options, command: str = "") -> Report:
 
     Args:
         name: One of :data:`NAMES`.
-        options: Its size and seed.
+        options: Its size and seeds.
         command: The command line to show in the report.
     """
     from normclip.studies.report import Report  # imported here, as the command's parser needs only NAMES, without the extras
@@ -32,6 +33,7 @@ def study(name: str, options: Options, command: str = "") -> Report:
     return Report(
         study=name,
         title=module.TITLE,
+        claims=module.CLAIMS,
         findings=findings,
         options=options,
         seconds=time.perf_counter() - started,

@@ -5,18 +5,20 @@ Adam's update is nearly the sign of the gradient, so a step lowers the loss by a
 .. math:: \eta\, \|g\|_1 = \eta \sqrt N\, n \cos(\operatorname{sign} g, g)
 
 If the norm n and the cosine do not depend on the number of parameters N, learning rates should scale as :math:`1/\sqrt N`, and one limit
-suits all sizes (Su: kexue.fm/archives/10657). For Gaussian components the cosine is :math:`\sqrt{2/\pi}`.
+suits all sizes (Su: kexue.fm/archives/10657). For Gaussian components the cosine is :math:`\sqrt{2/\pi}`, but the argument only needs it
+to be the same for all sizes.
 
-The norm depends on the initial weights. The study uses GPT-2's initialization, as models that are clipped to 1 usually have a similar one.
-With torch's default initialization, whose weights are larger, n is about half as large.
+The norm depends on the initial weights, the learning rate and the batch. The study uses GPT-2's initialization, as models that are clipped
+to 1 usually have a similar one, the same grid of rates for all widths, and a second size of batches.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,69 +28,78 @@ from matplotlib.figure import Figure
 from normclip import grad_stats
 from normclip._look import INK
 from normclip.studies import plot
+from normclip.studies.claims import Claim, Range, median_and_range, number, percent, power
 from normclip.studies.models import Transformer, seeded, small_weights
-from normclip.studies.report import Claim, Findings, Options, Table, judge, number, power, spread
+from normclip.studies.report import Findings, Options, Table
 from normclip.studies.text import manual
-from normclip.studies.training import Batch, Ticker, Trained, side_by_side, train
+from normclip.studies.training import Batch, Ticker, side_by_side, train
+from normclip.studies.tuning import Tick, Tuned, explore, tuned
 
 TITLE = "norm and signs of the gradient of transformers of growing width"
 
-_GAUSSIAN = math.sqrt(2.0 / math.pi)
 _COLORS = (plot.SKY, plot.BLUE, plot.GREEN, plot.ORANGE, plot.RED)
+_NEAR = 4.0
+"""Norms are compared at rates within this factor of the best."""
 
 
 @dataclass(frozen=True)
 class Setting:
     """The size of the study."""
 
-    rates: dict[int, tuple[float, ...]]
-    """The learning rates for each width, the narrowest width first."""
+    widths: tuple[int, ...]
+    rates: tuple[float, ...]
+    """The first grid of learning rates, the same for all widths."""
     steps: int
     batch: int
+    other_batch: int
+    """A second size of batches, at the best rate."""
     length: int
 
 
-_RATES = (0.00025, 0.00035, 0.0005, 0.0007, 0.001, 0.0014, 0.002, 0.0028, 0.004, 0.0056, 0.008)
-FULL = Setting({32: _RATES[6:], 64: _RATES[4:9], 128: _RATES[2:8], 256: _RATES[:5]}, 250, 16, 64)
-QUICK = Setting({32: _RATES[7:10], 64: _RATES[5:8]}, 20, 4, 16)
+FULL = Setting((16, 32, 64, 128), (0.001, 0.002, 0.004, 0.008, 0.016, 0.032), 200, 8, 32, 32)
+QUICK = Setting((16, 32), (0.004, 0.008), 20, 4, 8, 16)
+
+
+class Gradients(NamedTuple):
+    """The gradients of one run, in the second half of training."""
+
+    median: float
+    """The median norm."""
+    above: float
+    """The share of steps with a norm above 1."""
+    cosine: float
+    """The median of cos(sign g, g)."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """One width, trained at every learning rate. Norms, sums and cosines are those of the run with the best rate, by step."""
+    """One width, trained at every rate."""
 
     width: int
     elements: int
     """N, the number of parameters."""
-    rates: tuple[float, ...]
-    losses: tuple[float, ...]
-    """The final loss for each rate; infinite if the loss became NaN or infinite."""
-    best_rate: float
-    """The vertex of the parabola through the losses at the best rate and its neighbours, over the logarithm of the rate."""
-    norms: tuple[float, ...]
-    sums: tuple[float, ...]
-    """‖g‖₁."""
-    cosines: tuple[float, ...]
-    """cos(sign g, g)."""
-
-    def late(self, series: Sequence[float]) -> list[float]:
-        """The second half of a series, when the initial fall of the loss is over."""
-        return list(series[len(series) // 2 :])
-
-    def quantile(self, share: float) -> float:
-        """A quantile of the norm in the second half of training."""
-        return float(np.quantile(self.late(self.norms), share))
+    tuned: Tuned
+    gradients: tuple[tuple[Gradients, ...], ...]
+    """For each rate, one for each seed."""
+    other: tuple[Gradients, ...]
+    """With the other size of batches, at the best rate, one for each seed."""
 
     @property
-    def above(self) -> float:
-        """The share of steps with a norm above 1, in the second half of training."""
-        late = self.late(self.norms)
-        return sum(norm > 1.0 for norm in late) / len(late)
+    def at_best(self) -> tuple[Gradients, ...]:
+        """Those at the best rate."""
+        return self.gradients[self.tuned.index]
 
-    @property
-    def cosine(self) -> float:
-        """The median cosine in the second half of training."""
-        return float(np.median(self.late(self.cosines)))
+    def near(self, seed: int) -> list[Gradients]:
+        """Those of one seed at all rates within a factor of the best, and with the other batches."""
+        pairs = zip(self.tuned.rates, self.tuned.losses, self.gradients, strict=True)
+        chosen = [
+            found[seed] for rate, _, found in pairs if 1.0 / _NEAR <= rate / self.tuned.rate <= _NEAR and math.isfinite(found[seed].median)
+        ]
+        return [*chosen, self.other[seed]]
+
+    def best_rates(self) -> list[float]:
+        """The best rate of each seed: the vertex of a parabola through three losses; NaN if it is at an end of the grid."""
+        return [vertex(list(losses), list(losses.values())) for losses in self.tuned.by_seed()]
 
 
 @dataclass(frozen=True)
@@ -101,76 +112,26 @@ class DefaultNorm(Findings):
     def setting(self) -> str:
         """What was run."""
         size = self.size
+        edges = [f"width {model.width}" for model in self.models if model.tuned.on_edge]
         return (
             "Pre-LN transformers of 2 layers with GPT-2's first weights, characters of Python's manual, batches of "
-            f"{size.batch}×{size.length}, {size.steps} steps of Adam, no clipping, no warm-up. Gradients: at each width's best rate, "
-            "second half of training."
+            f"{size.batch}×{size.length}, and of {size.other_batch}×{size.length} at the best rate; {size.steps} steps of Adam, no "
+            f"clipping, no warm-up; rates from {size.rates[0]:g} to {size.rates[-1]:g}, the same for all widths. Gradients: second half "
+            f"of training. Best rate at an end of the grid: {'; '.join(edges) or 'none'}."
         )
 
-    def exponent(self, figures: Sequence[float]) -> float:
-        """The exponent a of a least-squares fit of figures ∝ N^a, for one figure of each model."""
+    def exponents(self, figures: Sequence[Sequence[float]]) -> list[float]:
+        """For each seed, the exponent a of a least-squares fit of figures ∝ N^a: one list of figures for each model."""
         elements = [model.elements for model in self.models]
-        return float(np.polyfit(np.log(elements), np.log(figures), 1)[0])
+        return [_exponent(elements, each) for each in zip(*figures, strict=True)]
 
-    def claims(self) -> list[Claim]:
-        """The claims, judged."""
-        medians = [model.quantile(0.5) for model in self.models]
-        above = [model.above for model in self.models]
-        cosines = [model.cosine for model in self.models]
-        growth = self.exponent(medians)
-        sums = self.exponent([float(np.median(model.late(model.sums))) for model in self.models])
-        best = self.exponent([model.best_rate for model in self.models])
-        near = [0.5 <= median <= 2.0 for median in medians]
-        return [
-            judge(
-                "The norm of the gradient is about 1 at every size",
-                "median near 1",
-                f"median {spread(medians, 3)}",
-                holds=all(near),
-                partly=any(near),
-                criterion="every median in [0.5, 2]; partly: some",
-            ),
-            judge(
-                "It does not depend on the size",
-                "∝ N⁰",
-                f"∝ {power('N', growth)}",
-                holds=abs(growth) <= 0.1,
-                partly=abs(growth) <= 0.25,
-                criterion="exponent within 0.1 of 0; partly: 0.25",
-            ),
-            judge(
-                "A norm above 1 is an outlier",
-                "few steps above 1",
-                f"{min(above):.0%} to {max(above):.0%} of steps",
-                holds=max(above) <= 0.1,
-                partly=min(above) <= 0.25,
-                criterion="at most 10% at every width; partly: at most 25% at some",
-            ),
-            judge(
-                "The sign-cosine is that of a Gaussian",
-                f"{_GAUSSIAN:.3f} at every size",
-                f"{spread(cosines)}",
-                holds=all(abs(cosine - _GAUSSIAN) <= 0.1 for cosine in cosines),
-                partly=max(cosines) <= 1.5 * min(cosines),
-                criterion="within 0.1 at every width; partly: within a factor of 1.5 of each other",
-            ),
-            judge(
-                "‖g‖₁ grows with the root of the size",
-                "∝ N⁰·⁵",
-                f"∝ {power('N', sums)}",
-                holds=abs(sums - 0.5) <= 0.05,
-                partly=abs(sums - 0.5) <= 0.15,
-                criterion="exponent within 0.05; partly: 0.15",
-            ),
-            judge(
-                "Adam's best rate falls with the root of the size",
-                "∝ N⁻⁰·⁵",
-                f"∝ {power('N', best)}",
-                holds=abs(best + 0.5) <= 0.1,
-                partly=best <= -0.1,
-                criterion="exponent within 0.1 of −0.5; partly: at most −0.1",
-            ),
-        ]
+    def farthest(self, *, best_alone: bool) -> list[float]:
+        """For each seed, the factor by which the median norm is away from 1 where it is farthest."""
+        found = []
+        for seed in range(len(self.models[0].other)):
+            chosen = [run for model in self.models for run in ([model.at_best[seed]] if best_alone else model.near(seed))]
+            found.append(max(max(run.median, 1.0 / run.median) for run in chosen))
+        return found
 
     def tables(self) -> list[Table]:
         """One row a width."""
@@ -178,107 +139,197 @@ class DefaultNorm(Findings):
             (
                 f"{model.width}",
                 number(model.elements),
-                number(model.norms[0]),
-                *(number(model.quantile(share)) for share in (0.5, 0.9, 0.99)),
-                f"{model.above:.0%}",
-                number(model.cosine),
-                number(float(np.median(model.late(model.sums)))),
+                median_and_range([run.median for run in model.at_best]),
+                median_and_range([run.median for run in model.other]),
+                median_and_range([run.above for run in model.at_best], percent),
+                median_and_range([run.cosine for run in model.at_best]),
             )
             for model in self.models
         )
-        rates = sorted({rate for model in self.models for rate in model.rates})
+        rates = sorted({rate for model in self.models for rate in model.tuned.rates})
         losses = tuple(
             (
                 f"{model.width}",
-                *(_cell(dict(zip(model.rates, model.losses, strict=True)).get(rate)) for rate in rates),
-                number(model.best_rate, 2),
+                *(_cell(model.tuned, rate) for rate in rates),
+                median_and_range(model.best_rates(), lambda rate: number(rate, 2)),
             )
             for model in self.models
         )
+        heading = ("width", "N", "norm", f"batch {self.size.other_batch}", "above 1", "sign-cosine")
         return [
-            Table("Gradients", ("width", "N", "first norm", "median", "90%", "99%", "above 1", "sign-cosine", "‖g‖₁"), gradients),
+            Table("Gradients at the best rate", heading, gradients),
             Table("Final loss by rate", ("width", *(f"{rate:g}" for rate in rates), "best rate"), losses),
         ]
 
     def draw(self, figure: Figure) -> None:
-        """Norms over training, losses over rates, best rates over sizes."""
+        """Norms over rates, losses over rates, best rates over sizes."""
         figure.set_size_inches(12.0, 4.2)
         norms, losses, best = figure.subplots(1, 3)
         for model, color in zip(self.models, _COLORS, strict=False):
-            norms.semilogy(range(1, len(model.norms) + 1), model.norms, color=color, linewidth=1.0, label=f"width {model.width}")
-            losses.semilogx(model.rates, model.losses, "o-", color=color, label=f"width {model.width}")
-            best.loglog([model.elements], [model.best_rate], "o", color=color, markersize=7)
+            rates = model.tuned.rates
+            medians = [float(np.median([run.median for run in runs])) for runs in model.gradients]
+            norms.loglog(rates, medians, "o-", color=color, label=f"width {model.width}")
+            losses.semilogx(rates, [float(np.median(each)) for each in model.tuned.losses], "o-", color=color, label=f"width {model.width}")
+            found = model.best_rates()
+            best.loglog([model.elements] * len(found), found, "o", color=color)
         norms.axhline(1.0, color=INK, linewidth=1.0, linestyle="--")
-        plot.label(norms, "Norm over training", "step", "norm of the gradient n")
-        plot.plain_ticks(norms.yaxis, losses.xaxis)
+        plot.label(norms, "Median norm, second half", "Adam's rate", "norm of the gradient n")
+        plot.plain_ticks(norms.xaxis, norms.yaxis, losses.xaxis)
         plot.label(losses, f"Loss after {self.size.steps} steps", "Adam's rate", "loss, nats per character")
         losses.legend()
-        self._lines(best)
+        self._line(best)
 
-    def _lines(self, axes: Axes) -> None:
+    def _line(self, axes: Axes) -> None:
         elements = np.array([float(model.elements) for model in self.models])
-        rates = np.array([model.best_rate for model in self.models])
-        middle_n, middle = np.exp(np.log(elements).mean()), np.exp(np.log(rates).mean())
-        measured = self.exponent(list(rates))
-        for exponent, name, line in ((-0.5, "theory: N⁻⁰·⁵", "--"), (measured, f"measured: {power('N', measured)}", "-")):
-            axes.loglog(elements, middle * (elements / middle_n) ** exponent, line, color=INK, linewidth=1.0, label=name)
+        middle = np.exp(np.log(elements).mean())
+        rates = [rate for model in self.models for rate in model.best_rates() if math.isfinite(rate)]
+        if rates:
+            axes.loglog(elements, np.exp(np.log(rates).mean()) * (elements / middle) ** -0.5, "--", color=INK, linewidth=1.0, label="N⁻⁰·⁵")
+            axes.legend()
         plot.label(axes, "Best rate", "number of parameters N", "Adam's best rate")
         plot.plain_ticks(axes.yaxis)
-        axes.legend()
 
 
-def run(options: Options) -> DefaultNorm:
-    """Train every width at every rate."""
-    size = QUICK if options.quick else FULL
-    # The widest models take longest, so they start first: else one CPU would still run one when the others are done.
-    cases = [(width, rate) for width, rates in reversed(size.rates.items()) for rate in rates]
-    ticker = Ticker(size.steps * len(cases), options.progress)
-    jobs = [partial(_train, size, width, rate, options.seed, ticker.counter(f"width {width}, rate {rate:g}")) for width, rate in cases]
-    courses = dict(zip(cases, side_by_side(jobs), strict=True))
-    return DefaultNorm(size, tuple(_model(width, rates, [courses[width, rate] for rate in rates]) for width, rates in size.rates.items()))
+def _exponent(elements: Sequence[float], figures: Sequence[float]) -> float:
+    return float(np.polyfit(np.log(elements), np.log(figures), 1)[0]) if all(map(math.isfinite, figures)) else math.nan
+
+
+_SU = "Su (kexue.fm/archives/10657)"
+CLAIMS: tuple[Claim[DefaultNorm], ...] = (
+    Claim(
+        name="near 1",
+        claim="At the best rate, the norm of the gradient is about 1 at every size",
+        source=_SU,
+        predicted="median near 1",
+        figure="factor away from 1, of the width where it is farthest",
+        measure=lambda found: found.farthest(best_alone=True),
+        holds=Range(high=1.5),
+        partly=Range(high=2.5),
+    ),
+    Claim(
+        name="near 1, anywhere",
+        claim="So it is at other rates and with other batches",
+        source=f"{_SU}: 1 is the default whatever the rate and the batch",
+        predicted="median near 1",
+        figure="factor away from 1, where it is farthest within 4 times the best rate and with 4 times the batch",
+        measure=lambda found: found.farthest(best_alone=False),
+        holds=Range(high=1.5),
+        partly=Range(high=2.5),
+    ),
+    Claim(
+        name="size",
+        claim="The norm does not depend on the size",
+        source=_SU,
+        predicted="∝ N⁰",
+        figure="exponent of N",
+        measure=lambda found: found.exponents([[run.median for run in model.at_best] for model in found.models]),
+        holds=Range(-0.1, 0.1),
+        partly=Range(-0.25, 0.25),
+        show=lambda exponent: f"N{power(exponent)}",
+    ),
+    Claim(
+        name="outlier",
+        claim="A norm above 1 is an outlier",
+        source=_SU,
+        predicted="few steps above 1",
+        figure="share of steps above 1, of the width with most",
+        measure=lambda found: [
+            max(shares) for shares in zip(*[[run.above for run in model.at_best] for model in found.models], strict=True)
+        ],
+        holds=Range(high=0.1),
+        partly=Range(high=0.25),
+        show=percent,
+    ),
+    Claim(
+        name="cosine",
+        claim="The sign-cosine does not depend on the size",
+        source=f"{_SU}; Bernstein et al. 2018 (arXiv 1802.04434) on the density of gradients",
+        predicted="∝ N⁰",
+        figure="exponent of N",
+        measure=lambda found: found.exponents([[run.cosine for run in model.at_best] for model in found.models]),
+        holds=Range(-0.05, 0.05),
+        partly=Range(-0.15, 0.15),
+        show=lambda exponent: f"N{power(exponent)}",
+    ),
+    Claim(
+        name="rate",
+        claim="Adam's best rate falls with the root of the size",
+        source=_SU,
+        predicted="∝ N⁻⁰·⁵",
+        figure="exponent of N",
+        measure=lambda found: found.exponents([model.best_rates() for model in found.models]),
+        holds=Range(-0.6, -0.4),
+        partly=Range(-0.75, -0.25),
+        show=lambda exponent: f"N{power(exponent)}",
+    ),
+)
 
 
 @dataclass(frozen=True)
-class _Course:
+class Course:
+    """A training run: its final loss and its gradients."""
+
+    final: float
     elements: int
-    trained: Trained
-    sums: tuple[float, ...]
-    cosines: tuple[float, ...]
+    gradients: Gradients
 
 
-def _train(size: Setting, width: int, rate: float, seed: int, tick: Callable[[int], None]) -> _Course:
+def run(options: Options) -> DefaultNorm:
+    """Train every width at every rate, and once more with other batches at the best rate."""
+    size = QUICK if options.quick else FULL
+    hopeless = math.log(len(manual().characters))
+    # The widest models take longest, so they start first: else one CPU would still run one when the others are done.
+    cases = dict.fromkeys(reversed(size.widths), size.rates)
+    found = explore(cases, partial(train_width, size, size.batch), lambda course: course.final, options, steps=size.steps)
+    best = {
+        width: tuned({rate: [run.final for run in runs] for rate, runs in by_rate.items()}, hopeless) for width, by_rate in found.items()
+    }
+    ticker = Ticker(size.steps * len(cases) * len(options.seeds), options.progress)
+    jobs = [
+        partial(train_width, size, size.other_batch, width, best[width].rate, seed, ticker.counter(f"width {width}, other batches"))
+        for width in cases
+        for seed in options.seeds
+    ]
+    others = iter(side_by_side(jobs))
+    models = {}
+    for width in cases:
+        by_rate = found[width]
+        gradients = tuple(tuple(run.gradients for run in by_rate[rate]) for rate in best[width].rates)
+        other = tuple(next(others).gradients for _ in options.seeds)
+        models[width] = Model(width, by_rate[best[width].rate][0].elements, best[width], gradients, other)
+    return DefaultNorm(size, tuple(models[width] for width in size.widths))
+
+
+def train_width(size: Setting, batch_size: int, width: int, rate: float, seed: int, tick: Tick) -> Course:
+    """Train a transformer of this width by Adam."""
     corpus = manual()
     model = seeded(lambda: small_weights(Transformer(len(corpus.characters), width, size.length)), seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
-    sums: list[float] = []
     cosines: list[float] = []
 
     def step(index: int, batch: Batch) -> tuple[float, float]:
         found = grad_stats(model)
-        sums.append(found.l1)
         cosines.append(found.sign_cosine)
         optimizer.step()
         return found.l2, 1.0
 
-    batches = corpus.batches(size=size.batch, length=size.length, seed=seed)
-    trained = train(model, batches, step, steps=size.steps, tick=tick)
-    return _Course(sum(parameter.numel() for parameter in model.parameters()), trained, tuple(sums), tuple(cosines))
+    trained = train(model, corpus.batches(size=batch_size, length=size.length, seed=seed), step, steps=size.steps, tick=tick)
+    late, late_cosines = trained.norms[size.steps // 2 :], cosines[size.steps // 2 :]
+    if trained.final == math.inf:
+        gradients = Gradients(math.inf, math.inf, math.inf)
+    else:
+        gradients = Gradients(float(np.median(late)), sum(norm > 1.0 for norm in late) / len(late), float(np.median(late_cosines)))
+    return Course(trained.final, sum(parameter.numel() for parameter in model.parameters()), gradients)
 
 
-def _model(width: int, rates: tuple[float, ...], courses: Sequence[_Course]) -> Model:
-    losses = tuple(course.trained.final for course in courses)
-    best = courses[losses.index(min(losses))]
-    return Model(width, best.elements, rates, losses, vertex(rates, losses), best.trained.norms, best.sums, best.cosines)
-
-
-def _cell(loss: float | None) -> str:
-    return "" if loss is None else f"{loss:.3f}" if math.isfinite(loss) else "diverges"
+def _cell(found: Tuned, rate: float) -> str:
+    return median_and_range(found.losses[found.rates.index(rate)]) if rate in found.rates else ""
 
 
 def vertex(rates: Sequence[float], losses: Sequence[float]) -> float:
-    """The rate at the vertex of the parabola through the least loss and its neighbours; the best rate itself if a neighbour is missing."""
+    """The rate at the vertex of the parabola through the least loss and its neighbours, over log rate; NaN if a neighbour is missing."""
     index = losses.index(min(losses))
-    if index in (0, len(rates) - 1) or not math.isfinite(losses[index + 1]) or not math.isfinite(losses[index - 1]):
-        return rates[index]
+    if index in (0, len(rates) - 1):
+        return math.nan
     a, b, _ = np.polyfit(np.log(rates[index - 1 : index + 2]), losses[index - 1 : index + 2], 2)
     return float(np.exp(-b / (2.0 * a))) if a > 0.0 else rates[index]

@@ -44,14 +44,17 @@ class CharLSTM(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A pre-LN transformer decoder with attention heads of width 32."""
+    """A transformer decoder with attention heads of width 32.
 
-    def __init__(self, characters: int, width: int, context: int, layers: int = 2) -> None:
+    Layers normalize their input, or with ``post_norm`` the sum of input and output, as in the first transformers, which need warm-up.
+    """
+
+    def __init__(self, characters: int, width: int, context: int, layers: int = 2, *, post_norm: bool = False) -> None:
         super().__init__()
         self.embedding: nn.Embedding = nn.Embedding(characters, width)
         self.position: nn.Parameter = nn.Parameter(torch.zeros(context, width))
-        self.blocks: nn.Sequential = nn.Sequential(*[_Block(width) for _ in range(layers)])
-        self.norm: nn.LayerNorm = nn.LayerNorm(width)
+        self.blocks: nn.Sequential = nn.Sequential(*[_Block(width, post_norm) for _ in range(layers)])
+        self.norm: nn.Module = nn.Identity() if post_norm else nn.LayerNorm(width)
         self.head: nn.Linear = nn.Linear(width, characters)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -76,13 +79,15 @@ def small_weights(model: Transformer) -> Transformer:
 
 
 class _Block(nn.Module):
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, post_norm: bool) -> None:
         super().__init__()
         self.heads = max(1, width // 32)
+        self.post_norm = post_norm
         self.attention_norm = nn.LayerNorm(width)
         self.attention = nn.Linear(width, 3 * width)
         self.projection = nn.Linear(width, width)
-        self.perceptron = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.perceptron_norm = nn.LayerNorm(width)
+        self.perceptron = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     @property
     def outputs(self) -> tuple[nn.Module, nn.Module]:
@@ -90,9 +95,15 @@ class _Block(nn.Module):
         return self.projection, self.perceptron[-1]
 
     def forward(self, hidden: Tensor) -> Tensor:
+        if self.post_norm:
+            hidden = self.attention_norm(hidden + self._attend(hidden))
+            return cast("Tensor", self.perceptron_norm(hidden + self.perceptron(hidden)))
+        hidden = hidden + self._attend(self.attention_norm(hidden))
+        return hidden + cast("Tensor", self.perceptron(self.perceptron_norm(hidden)))
+
+    def _attend(self, hidden: Tensor) -> Tensor:
         batch, length, width = hidden.shape
-        joined = self.attention(self.attention_norm(hidden)).view(batch, length, 3, self.heads, -1)
+        joined = self.attention(hidden).view(batch, length, 3, self.heads, -1)
         query, key, value = joined.permute(2, 0, 3, 1, 4)
         attended = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-        hidden = hidden + self.projection(attended.transpose(1, 2).reshape(batch, length, width))
-        return hidden + cast("Tensor", self.perceptron(hidden))
+        return cast("Tensor", self.projection(attended.transpose(1, 2).reshape(batch, length, width)))

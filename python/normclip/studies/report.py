@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,15 +25,13 @@ from rich.table import Table as RichTable
 import normclip
 from normclip.bench.machine import cpu_model
 from normclip.studies import plot
-
-Verdict = Literal["holds", "partly", "does not hold here"]
+from normclip.studies.claims import LEAST_SEEDS, Claim, Judged, Verdict
 
 Progress = Callable[[int, int, str], None]
 """Called with the number of steps done, the number of all steps, and a label for the present one."""
 
 _NUMBERS = re.compile(r"\[[\d\s.,e+-]+\]")  # lists of numbers, each of which goes on one line of the JSON
-_RAISED = str.maketrans("0123456789-.", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻·")
-_COLORS: dict[Verdict, str] = {"holds": "green", "partly": "yellow", "does not hold here": "red"}
+_COLORS: dict[Verdict, str] = {"holds": "green", "partly": "yellow", "does not hold": "red", "undecided": "bright_black"}
 
 
 @dataclass(frozen=True)
@@ -42,26 +40,9 @@ class Options:
 
     quick: bool = False
     """Use small sizes, for a smoke run of seconds whose figures mean little."""
-    seed: int = 0
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """For initial weights, batches and starting points. All is repeated for each."""
     progress: Progress = lambda *_: None
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A claim of the theory: the prediction, the measurement, and the verdict."""
-
-    claim: str
-    predicted: str
-    measured: str
-    verdict: Verdict
-    criterion: str
-    """The conditions for the verdicts "holds" and "partly"."""
-
-
-def judge(claim: str, predicted: str, measured: str, *, holds: bool, partly: bool = False, criterion: str) -> Claim:
-    """A claim with the verdict that follows from the two conditions."""
-    verdict: Verdict = "holds" if holds else "partly" if partly else "does not hold here"
-    return Claim(claim, predicted, measured, verdict, criterion)
 
 
 @dataclass(frozen=True)
@@ -75,15 +56,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Findings(ABC):
-    """The measurements of one study, with the verdicts on its claims. The fields of subclasses are written to the JSON."""
+    """The measurements of one study, for all seeds. The fields of subclasses are written to the JSON."""
 
     @abstractmethod
     def setting(self) -> str:
         """What was run, and at which size, in a line or two."""
-
-    @abstractmethod
-    def claims(self) -> list[Claim]:
-        """The claims of the theory, judged by these measurements alone."""
 
     @abstractmethod
     def tables(self) -> list[Table]:
@@ -100,11 +77,16 @@ class Report:
 
     study: str
     title: str
+    claims: tuple[Claim[Any], ...]
     findings: Findings
     options: Options
     seconds: float
     cpu_seconds: float
     command: str
+
+    def judged(self) -> list[Judged]:
+        """The claims, each judged by the measurements alone."""
+        return [claim.judge(self.findings) for claim in self.claims]
 
     def to_json(self) -> str:
         """The report as one JSON object. Numbers that are not finite are null."""
@@ -112,10 +94,10 @@ class Report:
             "study": self.study,
             "title": self.title,
             "setting": self.findings.setting(),
-            "claims": [dataclasses.asdict(claim) for claim in self.findings.claims()],
+            "claims": [dataclasses.asdict(claim) for claim in self.judged()],
             "data": dataclasses.asdict(self.findings),
             "quick": self.options.quick,
-            "seed": self.options.seed,
+            "seeds": list(self.options.seeds),
             "seconds": round(self.seconds, 1),
             "cpu_seconds": round(self.cpu_seconds, 1),
             "cpu": cpu_model(),
@@ -140,19 +122,15 @@ class Report:
     def print(self, console: Console) -> None:
         """Print the tables, then every claim with its verdict."""
         console.print(f"[bold]{self.study}[/]: {self.title}")
-        console.print(f"{self.findings.setting()} Seed {self.options.seed}, {self.cpu_seconds:.0f} s of CPU time.", highlight=False)
+        seeds = ", ".join(map(str, self.options.seeds))
+        console.print(f"{self.findings.setting()} Seeds: {seeds}. {self.cpu_seconds:.0f} s of CPU time.", highlight=False)
         for table in self.findings.tables():
             console.print(_rich(table))
-        console.print(_claims(self.findings.claims()))
+        console.print(_claims(self.judged()))
+        if len(self.options.seeds) < LEAST_SEEDS:
+            console.print(f"[yellow]A verdict needs {LEAST_SEEDS} seeds or more.[/]")
         if self.options.quick:
-            console.print("[yellow]A quick run only shows that everything works: its verdicts mean little.[/]")
-
-
-def number(value: float, digits: int = 3) -> str:
-    """A number with a few digits; a dash if it is not finite."""
-    if not math.isfinite(value):
-        return "–"
-    return f"{value:,.0f}" if abs(value) >= 1000.0 else f"{value:.{digits}g}"
+            console.print("[yellow]A quick run only shows that everything works: its figures mean little.[/]")
 
 
 def _compact(value: Any) -> Any:
@@ -175,17 +153,7 @@ def _rich(table: Table) -> RichTable:
     return shown
 
 
-def power(base: str, exponent: float, digits: int = 2) -> str:
-    """A power with its exponent raised: N⁻⁰·²⁴."""
-    return base + f"{exponent:.{digits}f}".translate(_RAISED)
-
-
-def spread(values: Sequence[float], digits: int = 3) -> str:
-    """The smallest and the largest of some values, as text."""
-    return f"{number(min(values), digits)} to {number(max(values), digits)}"
-
-
-def _claims(claims: Sequence[Claim]) -> RichTable:
+def _claims(claims: Sequence[Judged]) -> RichTable:
     shown = RichTable(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, show_lines=False)
     for heading in ("claim", "theory predicts", "measured", "verdict"):
         shown.add_column(heading, ratio=None if heading == "verdict" else 1, no_wrap=heading == "verdict")

@@ -3,15 +3,18 @@ r"""Whether a limit on the predicted descent makes warm-up unnecessary.
 A step with update u and learning rate η is predicted to lower the loss by :math:`\eta\, u \cdot g`. Early in training the true descent is
 smaller, which is one reason to warm up the rate. Instead, the rate can be multiplied by :math:`\min(1, T / (u \cdot g))` (Su:
 kexue.fm/archives/10657). For SGD, whose update is the gradient, that is a clip rule. Adam's update is known only when the step is done.
+
+Each plan is compared at its own best rate: a rate that is too high for all of them says little about any. Adam trains a post-LN
+transformer, which is known to need warm-up (Xiong et al. 2020, arXiv 2002.04745).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from statistics import fmean
+from statistics import median
 from typing import NamedTuple
 
 import torch
@@ -22,24 +25,39 @@ from torch import nn
 from normclip import dot, grad_stats
 from normclip.rules import DescentLimit, Hard
 from normclip.studies import plot
+from normclip.studies.claims import Claim, Range, median_and_range, percent
 from normclip.studies.models import CharLSTM, Transformer, seeded
-from normclip.studies.report import Claim, Findings, Options, Table, judge, number
+from normclip.studies.report import Findings, Options, Table
 from normclip.studies.text import manual
-from normclip.studies.training import Batch, Step, Ticker, clipped_step, side_by_side, train
+from normclip.studies.training import Batch, Step, Trained, clipped_step, train
+from normclip.studies.tuning import Tick, Tuned, explore, tuned
 
 TITLE = "a limit on the predicted descent against warm-up"
 
 SGD, ADAM = "SGD", "Adam"
-NEITHER, WARMUP, LIMIT = "neither", "warm-up", "limit"
-_CLEAR = 0.02  # differences of the loss, in nats, up to which losses count as equal
-_COLORS = {NEITHER: plot.RED, WARMUP: plot.ORANGE}
-_LIMIT_COLORS = (plot.SKY, plot.BLUE, plot.GREEN, plot.PURPLE)
+CONSTANT, WARMUP, LIMIT = "constant", "warm-up", "limit"
+_NEEDED = 0.02
+"""Warm-up is needed where it lowers the loss by at least this."""
+_COLORS = {CONSTANT: (plot.RED,), WARMUP: (plot.ORANGE, plot.PURPLE), LIMIT: (plot.SKY, plot.BLUE, plot.GREEN)}
+
+
+class Case(NamedTuple):
+    """A way of training, without its learning rate."""
+
+    optimizer: str
+    plan: str
+    knob: float
+    """The share of the steps with warm-up, or the limit T; 0 for a constant rate."""
+
+    def __str__(self) -> str:
+        return f"{self.optimizer}, {self.plan}" + (f" {self.knob:g}" if self.knob else "")
 
 
 class Shape(NamedTuple):
     """Sizes of a model and its batches."""
 
     width: int
+    layers: int
     batch: int
     length: int
 
@@ -48,47 +66,53 @@ class Shape(NamedTuple):
 class Setting:
     """The size of the study."""
 
-    rates: dict[str, float]
+    rates: dict[str, tuple[float, ...]]
+    """The first grid of learning rates of each optimizer, the same for all plans."""
+    warmups: tuple[float, ...]
     limits: dict[str, tuple[float, ...]]
     """The limits T for each optimizer, from the smallest, each 4 times the one before."""
     shapes: dict[str, Shape]
     steps: int
-    warmup: int
-    """The number of steps over which warm-up raises the rate from 0."""
+
+    def cases(self, optimizer: str) -> list[Case]:
+        """All plans of an optimizer."""
+        warmups = [Case(optimizer, WARMUP, share) for share in self.warmups]
+        return [Case(optimizer, CONSTANT, 0.0), *warmups, *[Case(optimizer, LIMIT, limit) for limit in self.limits[optimizer]]]
 
 
-_RATES = {SGD: 15.0, ADAM: 0.03}
 FULL = Setting(
-    _RATES, {SGD: (1 / 64, 1 / 16, 1 / 4), ADAM: (1.0, 4.0, 16.0)}, {SGD: Shape(128, 32, 48), ADAM: Shape(64, 16, 64)}, 1200, 200
+    rates={SGD: (4.0, 8.0, 16.0, 32.0), ADAM: (0.001, 0.002, 0.004, 0.008)},
+    warmups=(0.1, 0.3),
+    limits={SGD: (1 / 64, 1 / 16, 1 / 4), ADAM: (1.25, 5.0, 20.0)},
+    shapes={SGD: Shape(32, 2, 16, 32), ADAM: Shape(32, 6, 8, 32)},
+    steps=300,
 )
-QUICK = Setting(_RATES, {SGD: (1 / 16,), ADAM: (4.0,)}, {SGD: Shape(32, 8, 16), ADAM: Shape(32, 4, 16)}, 20, 5)
+QUICK = Setting(
+    {SGD: (8.0,), ADAM: (0.004,)},
+    (0.3,),
+    {SGD: (1 / 16, 1 / 4), ADAM: (5.0, 20.0)},
+    {SGD: Shape(16, 2, 8, 16), ADAM: Shape(32, 2, 4, 16)},
+    20,
+)
 
 
 @dataclass(frozen=True)
-class Run:
-    """A training run."""
+class Plan:
+    """A plan at every rate."""
 
     optimizer: str
     plan: str
-    limit: float | None
-    """T for the plan "limit", else None."""
-    final: float
-    """The final loss; infinite if it became NaN or infinite."""
-    early: float
-    """The share of steps that the limit shortened, among the first ``Setting.warmup`` steps."""
-    late: float
-    """The share of steps that the limit shortened, among the later steps."""
-    least: float
-    """The smallest factor that the rate was multiplied by."""
-    losses: tuple[float, ...]
-    """The mean loss of each sixtieth of training."""
-    factors: tuple[float, ...]
-    """The mean factor of each sixtieth of training."""
+    knob: float
+    tuned: Tuned
+    early: tuple[float, ...]
+    """At the best rate: the share of steps that the limit shortened in the first fifth of training, for each seed; 0 without a limit."""
+    late: tuple[float, ...]
+    """The same, in the rest of training."""
 
     @property
     def name(self) -> str:
-        """The plan with its limit."""
-        return self.plan if self.limit is None else f"limit {self.limit:g}"
+        """The plan with its knob."""
+        return str(Case(self.optimizer, self.plan, self.knob))
 
 
 @dataclass(frozen=True)
@@ -97,160 +121,185 @@ class Warmup(Findings):
 
     size: Setting
     hopeless: float
-    """The loss of a random guess. Runs with a higher final loss have diverged."""
-    runs: tuple[Run, ...]
+    """The loss of a random guess. Runs that end above it have diverged."""
+    plans: tuple[Plan, ...]
 
     def setting(self) -> str:
         """What was run."""
-        (lstm, a, b), (transformer, c, d) = self.size.shapes[SGD], self.size.shapes[ADAM]
+        lstm, transformer = self.size.shapes[SGD], self.size.shapes[ADAM]
+        edges = [plan.name for plan in self.plans if plan.tuned.on_edge]
         return (
-            f"SGD at {self.size.rates[SGD]:g} on an LSTM of 2×{lstm}, batches of {a}×{b}; Adam at {self.size.rates[ADAM]:g} on a pre-LN "
-            f"transformer of 2×{transformer}, batches of {c}×{d}. Characters of Python's manual, {self.size.steps} steps, warm-up over "
-            f"{self.size.warmup}. Loss: the last tenth of training."
+            f"SGD on an LSTM of {lstm.layers}×{lstm.width}, batches of {lstm.batch}×{lstm.length}; Adam on a post-LN transformer of "
+            f"{transformer.layers}×{transformer.width}, batches of {transformer.batch}×{transformer.length}. Characters of Python's "
+            f"manual, {self.size.steps} steps. Each plan at its best rate. Loss: the last tenth of training. Best rate at an end of the "
+            f"grid: {'; '.join(edges) or 'none'}."
         )
 
-    def of(self, optimizer: str, plan: str) -> list[Run]:
-        """The runs of an optimizer and a plan: one for each T for the plan "limit", else one."""
-        return [run for run in self.runs if (run.optimizer, run.plan) == (optimizer, plan)]
+    def of(self, optimizer: str, plan: str) -> list[Plan]:
+        """The plans of an optimizer: several with warm-up or a limit."""
+        return [each for each in self.plans if (each.optimizer, each.plan) == (optimizer, plan)]
 
-    def loss(self, run: Run) -> float:
-        """The final loss; infinite if the run diverged."""
-        return run.final if run.final <= self.hopeless else math.inf
+    def best(self, optimizer: str, plan: str) -> Plan:
+        """The one with the least median loss at its best rate."""
+        return min(self.of(optimizer, plan), key=lambda each: median(each.tuned.best))
 
-    def claims(self) -> list[Claim]:
-        """The claims, judged."""
-        return [claim for optimizer in (SGD, ADAM) for claim in self._claims(optimizer)]
+    def helps(self, optimizer: str) -> list[float]:
+        """For each seed, by how much warm-up lowers the loss."""
+        return _differences(self.best(optimizer, CONSTANT), self.best(optimizer, WARMUP))
 
-    def _claims(self, optimizer: str) -> list[Claim]:
-        neither, warmed = (self.loss(self.of(optimizer, plan)[0]) for plan in (NEITHER, WARMUP))
-        limited = self.of(optimizer, LIMIT)
-        losses = [self.loss(run) for run in limited]
-        best = min(limited, key=self.loss)
-        least = min(losses)
-        good = [loss <= min(warmed + _CLEAR, least + 0.05) for loss in losses]
-        helps = least <= neither - _CLEAR and least < math.inf
-        return [
-            judge(
-                f"{optimizer}: warm-up helps at this rate",
-                "lower loss than with neither",
-                f"{_loss(warmed)}, with neither {_loss(neither)}",
-                holds=warmed <= neither - 0.05 and warmed < math.inf,
-                partly=warmed <= neither - _CLEAR and warmed < math.inf,
-                criterion="lower by 0.05; partly: by 0.02",
-            ),
-            judge(
-                f"{optimizer}: a limit on the descent makes it unnecessary",
-                "no higher loss than with warm-up",
-                f"{_loss(least)} at the best T = {best.limit:g}, with warm-up {_loss(warmed)}; {best.late:.0%} of later steps limited",
-                holds=helps and least <= warmed + _CLEAR and best.late <= 0.5,
-                partly=helps,
-                criterion="loss at the best T lower by 0.02 than with neither, not higher by 0.02 than with warm-up, and at most half of "
-                "the later steps limited: more is a lower rate; partly: loss lower than with neither",
-            ),
-            judge(
-                f"{optimizer}: the limit need not be tuned",
-                "T may be off by a factor of 4",
-                f"as good for {sum(good)} of {len(good)} T: {', '.join(map(_loss, losses))}",
-                holds=all(good) and least < math.inf,
-                partly=any(good) and least < math.inf,
-                criterion="every T as good as warm-up, and within 0.05 of the best T; partly: some",
-            ),
-            judge(
-                f"{optimizer}: it acts where warm-up would, and seldom later",
-                "many early steps limited, few later",
-                f"{best.early:.0%} early, {best.late:.0%} later at T = {best.limit:g}",
-                holds=best.late <= 0.1 and best.early >= max(0.1, 2.0 * best.late),
-                partly=best.late <= 0.5 and best.early > best.late,
-                criterion="at the best T at most 10% later, and at least 10% and twice as many early; partly: at most 50%, and more early",
-            ),
-        ]
+    def replaced(self, optimizer: str) -> list[float]:
+        """For each seed, the share of what warm-up gains that the limit gains; NaN where warm-up gains nothing."""
+        by_limit = _differences(self.best(optimizer, CONSTANT), self.best(optimizer, LIMIT))
+        pairs = zip(by_limit, self.helps(optimizer), strict=True)
+        return [ours / theirs if theirs >= _NEEDED else math.nan for ours, theirs in pairs]
+
+    def untuned(self, optimizer: str) -> list[float]:
+        """For each seed, by how much the worst T raises the loss above that of the best."""
+        limited, best = self.of(optimizer, LIMIT), self.best(optimizer, LIMIT)
+        return [max(losses) for losses in zip(*(_differences(each, best) for each in limited), strict=True)]
+
+    def early(self, optimizer: str) -> list[float]:
+        """For each seed, how much larger the share of limited steps is early than later, at the best T."""
+        best = self.best(optimizer, LIMIT)
+        return [early - late for early, late in zip(best.early, best.late, strict=True)]
 
     def tables(self) -> list[Table]:
-        """One row for each run."""
-        rows = tuple(
-            (f"{run.optimizer}, {run.name}", _loss(self.loss(run)), f"{run.early:.0%}", f"{run.late:.0%}", number(run.least, 2))
-            for run in self.runs
-        )
-        return [Table("Final loss, and share of steps that were limited", ("run", "loss", "early", "later", "least factor"), rows)]
+        """One row for each plan."""
+        rows = []
+        for plan in self.plans:
+            loss = median_and_range(plan.tuned.best, self._loss)
+            shares = [median_and_range(share, percent) if plan.plan == LIMIT else "" for share in (plan.early, plan.late)]
+            rows.append((plan.name, f"{plan.tuned.rate:g}", loss, *shares))
+        return [
+            Table(
+                "Final loss at the best rate, and share of steps that were limited", ("plan", "rate", "loss", "early", "later"), tuple(rows)
+            )
+        ]
+
+    def _loss(self, loss: float) -> str:
+        return "diverges" if loss >= self.hopeless else f"{loss:.3f}"
 
     def draw(self, figure: Figure) -> None:
-        """Plot losses and rate factors over training, with a column for each optimizer."""
-        figure.set_size_inches(12.0, 6.4)
-        panels = figure.subplots(2, 2, sharex=True, height_ratios=(3, 2))
-        for column, optimizer in enumerate((SGD, ADAM)):
-            loss, factor = panels[0][column], panels[1][column]
-            self._draw(loss, factor, [run for run in self.runs if run.optimizer == optimizer])
-            plot.label(loss, f"{optimizer}, rate {self.size.rates[optimizer]:g}", "", "loss, nats per character")
-            plot.label(factor, "", "step", "rate multiplied by")
-            loss.set_ylim(0.95 * min(min(run.losses) for run in self.runs if run.optimizer == optimizer), self.hopeless)
-            loss.legend(ncols=2, loc="upper right", frameon=True, framealpha=0.9, edgecolor="none")
-            factor.set_yscale("log")
-            plot.plain_ticks(factor.yaxis)
+        """Plot loss over rate for every plan, with a panel for each optimizer."""
+        figure.set_size_inches(12.0, 4.4)
+        for axes, optimizer in zip(figure.subplots(1, 2), (SGD, ADAM), strict=True):
+            self._draw(axes, optimizer)
+            plot.plain_ticks(axes.xaxis)
+            plot.label(axes, f"{optimizer}: loss after {self.size.steps} steps", "learning rate", "loss, nats per character")
+            axes.legend()
 
-    def _draw(self, loss: Axes, factor: Axes, runs: Sequence[Run]) -> None:
-        colors = iter(_LIMIT_COLORS)
-        for run in runs:
-            color = _COLORS.get(run.plan) or next(colors)
-            steps = [(index + 0.5) * _window(self.size) for index in range(len(run.losses))]
-            loss.plot(steps, run.losses, color=color, label=f"{run.name}: {_loss(self.loss(run))}")
-            if run.plan != NEITHER:
-                factor.plot(steps, run.factors, color=color)
+    def _draw(self, axes: Axes, optimizer: str) -> None:
+        for plan, colors in _COLORS.items():
+            for each, color in zip(self.of(optimizer, plan), colors, strict=False):
+                found = each.tuned
+                axes.semilogx(found.rates, [median(losses) for losses in found.losses], "o-", color=color, label=each.name.split(", ")[1])
+                low, high = ([pick(losses) for losses in found.losses] for pick in (min, max))
+                axes.fill_between(found.rates, low, high, color=color, alpha=0.12, linewidth=0)
 
 
-def _loss(loss: float) -> str:
-    return f"{loss:.2f}" if math.isfinite(loss) else "diverges"
+def _differences(plan: Plan, base: Plan) -> list[float]:
+    return [ours - theirs for ours, theirs in zip(plan.tuned.best, base.tuned.best, strict=True)]
 
 
-def _window(size: Setting) -> int:
-    return max(1, size.steps // 60)
+_SU = "Su (kexue.fm/archives/10657)"
 
 
-def _means(series: Sequence[float], window: int) -> tuple[float, ...]:
-    return tuple(fmean(series[start : start + window]) for start in range(0, len(series), window))
+def _claims(optimizer: str) -> tuple[Claim[Warmup], ...]:
+    return (
+        Claim(
+            name=f"{optimizer} helps",
+            claim=f"{optimizer}: warm-up helps, each at its best rate",
+            source="the practice of warm-up; for post-LN transformers Xiong et al. 2020 (arXiv 2002.04745)",
+            predicted="lower loss than with a constant rate",
+            figure="loss lower by",
+            measure=lambda found: found.helps(optimizer),
+            holds=Range(low=0.05),
+            partly=Range(low=_NEEDED),
+        ),
+        Claim(
+            name=f"{optimizer} replaced",
+            claim=f"{optimizer}: a limit on the descent makes it unnecessary",
+            source=_SU,
+            predicted="gains what warm-up gains",
+            figure="share of warm-up's gain over a constant rate",
+            measure=lambda found: found.replaced(optimizer),
+            holds=Range(low=0.9),
+            partly=Range(low=0.5),
+            show=percent,
+        ),
+        Claim(
+            name=f"{optimizer} untuned",
+            claim=f"{optimizer}: the limit need not be tuned",
+            source=_SU,
+            predicted="T may be off by a factor of 4",
+            figure="loss higher, at the worst of three T, by",
+            measure=lambda found: found.untuned(optimizer),
+            holds=Range(high=0.02),
+            partly=Range(high=0.05),
+        ),
+        Claim(
+            name=f"{optimizer} early",
+            claim=f"{optimizer}: it acts where warm-up would, and seldom later",
+            source=_SU,
+            predicted="many early steps limited, few later",
+            figure="share of limited steps in the first fifth less that of the rest",
+            measure=lambda found: found.early(optimizer),
+            holds=Range(low=0.3),
+            partly=Range(low=0.1),
+        ),
+    )
+
+
+CLAIMS: tuple[Claim[Warmup], ...] = (*_claims(SGD), *_claims(ADAM))
 
 
 def run(options: Options) -> Warmup:
-    """Train with neither, with warm-up and with limits, by both optimizers."""
+    """Train by every plan at every rate, by both optimizers."""
     size = QUICK if options.quick else FULL
-    cases: list[tuple[str, str, float | None]] = []
-    for optimizer in (SGD, ADAM):
-        cases += [(optimizer, NEITHER, None), (optimizer, WARMUP, None)]
-        cases += [(optimizer, LIMIT, limit) for limit in size.limits[optimizer]]
-    ticker = Ticker(size.steps * len(cases), options.progress)
-    jobs = [partial(_train, size, *case, options.seed, ticker.counter(f"{case[0]}, {case[1]}")) for case in cases]
-    return Warmup(size, math.log(len(manual().characters)), tuple(side_by_side(jobs)))
+    cases = {case: size.rates[optimizer] for optimizer in (ADAM, SGD) for case in size.cases(optimizer)}
+    found = explore(cases, partial(_train, size), lambda trained: trained.final, options, steps=size.steps)
+    hopeless = math.log(len(manual().characters))
+    return Warmup(
+        size, hopeless, tuple(_plan(size, case, found[case], hopeless) for optimizer in (SGD, ADAM) for case in size.cases(optimizer))
+    )
 
 
-def _train(size: Setting, optimizer: str, plan: str, limit: float | None, seed: int, tick: Callable[[int], None]) -> Run:
-    corpus = manual()
-    characters, (width, batch, length) = len(corpus.characters), size.shapes[optimizer]
-    # Each model is trained by the optimizer that is usual for it, at a rate that is too high without warm-up.
-    model = seeded(lambda: CharLSTM(characters, width) if optimizer == SGD else Transformer(characters, width, length), seed)
-    algorithm = {SGD: torch.optim.SGD, ADAM: torch.optim.Adam}[optimizer]
-    stepper = algorithm(model.parameters(), lr=size.rates[optimizer])
-    step: Step
-    if limit is not None and optimizer == SGD:
-        step = clipped_step(model, stepper, DescentLimit(limit))  # u = g, so the rule computes u·g from the norm
-    elif limit is not None:
-        step = limited_step(model, stepper, DescentLimit(limit))
-    else:
-        step = clipped_step(model, stepper, Hard(math.inf))
-        if plan == WARMUP:
-            step = _warmed(step, stepper, size.warmup)
-    batches = corpus.batches(size=batch, length=length, seed=seed)
-    trained = train(model, batches, step, steps=size.steps, tick=tick)
-    factors, window = trained.coefficients, _window(size)
-    early, late = (_share(part) for part in (factors[: size.warmup], factors[size.warmup :]))
-    if plan == WARMUP:
-        early = late = 0.0  # warm-up shortened these steps, not a limit
-    return Run(optimizer, plan, limit, trained.final, early, late, min(factors), _means(trained.losses, window), _means(factors, window))
+def _plan(size: Setting, case: Case, found: dict[float, tuple[Trained, ...]], hopeless: float) -> Plan:
+    by_rate = tuned({rate: [run.final for run in runs] for rate, runs in found.items()}, hopeless)
+    early = size.steps // 5
+    # The factors of a warm-up are no limit.
+    factors = [run.coefficients if case.plan == LIMIT else () for run in found[by_rate.rate]]
+    return Plan(*case, by_rate, tuple(_share(each[:early]) for each in factors), tuple(_share(each[early:]) for each in factors))
 
 
 def _share(factors: Sequence[float]) -> float:
     return sum(factor < 1.0 for factor in factors) / max(1, len(factors))
 
 
-def _warmed(step: Step, optimizer: torch.optim.Optimizer, warmup: int) -> Step:
+def _train(size: Setting, case: Case, rate: float, seed: int, tick: Tick) -> Trained:
+    corpus = manual()
+    characters, (width, layers, batch, length) = len(corpus.characters), size.shapes[case.optimizer]
+    lstm, transformer = (CharLSTM, Transformer)
+    model = seeded(
+        lambda: (
+            lstm(characters, width, layers) if case.optimizer == SGD else transformer(characters, width, length, layers, post_norm=True)
+        ),
+        seed,
+    )
+    stepper = {SGD: torch.optim.SGD, ADAM: torch.optim.Adam}[case.optimizer](model.parameters(), lr=rate)
+    step: Step
+    if case.plan != LIMIT:
+        step = clipped_step(model, stepper, Hard(math.inf))
+    elif case.optimizer == SGD:
+        step = clipped_step(model, stepper, DescentLimit(case.knob))  # u = g, so the rule computes u·g from the norm
+    else:
+        step = limited_step(model, stepper, DescentLimit(case.knob))
+    if case.plan == WARMUP:
+        step = warmed(step, stepper, round(case.knob * size.steps))
+    return train(model, corpus.batches(size=batch, length=length, seed=seed), step, steps=size.steps, tick=tick)
+
+
+def warmed(step: Step, optimizer: torch.optim.Optimizer, warmup: int) -> Step:
     """The same step, with a learning rate that rises linearly over the warm-up steps."""
     rates = [group["lr"] for group in optimizer.param_groups]
 
