@@ -1,6 +1,8 @@
 """Clipping, scaling and clamping in place: the values that are written, and that nothing else is."""
 
+import gc
 import math
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import normclip
+from normclip import _core
 from support.oracle import TOLERANCE, exact_norm
 from support.tensors import DTYPES, NUMPY_DTYPES, REAL_DTYPES, WRITABLE_LAYOUTS, Recipe, as_array, raw, recipes
 
@@ -367,3 +370,39 @@ def test_a_limit_of_negative_zero_is_zero() -> None:
     tensor = torch.tensor([3.0, -4.0])
     normclip.clip_(tensor, -0.0)
     assert raw(tensor) == raw(torch.tensor([0.0, -0.0]))
+
+
+def test_norms_are_ordinary_tensors() -> None:
+    """They come by the C exchange API, where torch has it."""
+    for dtype, expected in ((torch.float32, 5.0), (torch.float64, 5.0), (torch.float32, 2.0**-140)):
+        parameter = torch.nn.Parameter(torch.zeros(2, dtype=dtype))
+        parameter.grad = torch.tensor([0.6, 0.8], dtype=torch.float64).mul(expected).to(dtype)
+        norm = normclip.clip_grad_norm_([parameter], math.inf)
+        assert (type(norm), norm.shape, norm.dtype, norm.device.type) == (torch.Tensor, (), dtype, "cpu")
+        assert (norm.requires_grad, norm.is_leaf, norm._version) == (False, True, 0)
+        assert norm.item() == pytest.approx(expected, rel=1e-6)
+        copy = pickle.loads(pickle.dumps(norm))
+        norm.add_(1.0)
+        del parameter
+        gc.collect()
+        assert (norm - copy).item() == pytest.approx(1.0, rel=1e-6)
+
+
+@pytest.mark.skipif(not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"), reason="this torch has no C exchange API")
+def test_norms_without_the_exchange_api_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    grads = [torch.tensor([3.0, 4.0e-40]), torch.tensor([1.0e200], dtype=torch.float64)]
+    expected = [normclip.get_total_norm(grads[:1]), normclip.get_total_norm(grads)]
+    monkeypatch.delattr(torch.Tensor, "__dlpack_c_exchange_api__")
+    for norm, before in zip([normclip.get_total_norm(grads[:1]), normclip.get_total_norm(grads)], expected, strict=True):
+        assert (norm.dtype, norm.item(), norm.device) == (before.dtype, before.item(), before.device)
+
+
+def test_gradients_in_memory_are_clipped_by_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    parameters = [torch.nn.Parameter(torch.zeros(2)) for _ in range(3)]
+    parameters[0].grad, parameters[2].grad = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0])
+    for name in ("collect", "collect_grads", "mark_written"):
+        monkeypatch.delattr(_core, name)
+    assert normclip.clip_grad_norm_(parameters, 1.0).item() == 5.0
+    assert [parameters[0].grad._version, parameters[2].grad._version] == [1, 1]
+    assert normclip.clip_grad_norm_(parameters, 2.0).item() == pytest.approx(1.0)
+    assert [parameters[0].grad._version, parameters[2].grad._version] == [1, 1]

@@ -8,7 +8,9 @@ from torch import Tensor
 __all__ = [
     "FIGURES",
     "MOMENTS",
+    "MOST_THREADS",
     "NORMS",
+    "SCALES",
     "DeviceList",
     "Moments",
     "NotOnCPU",
@@ -41,6 +43,11 @@ MOMENTS: tuple[str, ...]
 """The names of the numbers of `Moments.to_array`, in their order."""
 NORMS: dict[float, str]
 """The orders of the norms that `Moments` have, and the names of these figures."""
+SCALES: dict[str, float]
+"""The scales at which the sums of `Moments.to_array` are taken: Σ|x| is divided by `unit` where the largest |x| is `huge` or more, and x is
+multiplied or divided by `up` where Σx² is below `safe_low` or above `safe_high`."""
+MOST_THREADS: int
+"""The most that `set_num_threads` accepts."""
 
 def get_num_threads() -> int: ...
 def set_num_threads(threads: int | None) -> None: ...

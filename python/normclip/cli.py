@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from normclip import __version__
+from normclip._core import MOST_THREADS
 from normclip.studies import NAMES
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 __all__ = ["main"]
-
-MOST_THREADS = 1024  # the most that `normclip.set_num_threads` accepts
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -182,8 +182,8 @@ def clip_grad_norm_(
         >>> weight.grad
         tensor([0.6000, 0.8000])
     """
-    torch = sys.modules.get("torch") or import_torch()
-    if torch.compiler.is_dynamo_compiling():
+    loaded = sys.modules.get("torch") or import_torch()
+    if loaded.compiler.is_dynamo_compiling():
         from normclip import _compiled
 
         if max_norm is not None and rule is None and process_groups is None:
@@ -199,9 +199,10 @@ def clip_grad_norm_(
     norm_type = check_order("norm_type", norm_type)
     parameters = read_generator(parameters)
     if isinstance(rule, float):
-        found = clip_grads(parameters, rule, norm_type, epsilon, error_if_nonfinite, process_groups)
-        if isinstance(found, torch.Tensor):
-            return found
+        found: Any = clip_grads(parameters, rule, norm_type, epsilon, error_if_nonfinite, process_groups)
+        if isinstance(found, loaded.Tensor):
+            clipped: torch.Tensor = found
+            return clipped
         batch = found
     else:
         batch = collect_grads(parameters, writable=rule.writes, process_groups=process_groups)

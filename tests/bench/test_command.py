@@ -11,7 +11,8 @@ from xml.etree import ElementTree
 import pytest
 
 import normclip
-from normclip.cli import MOST_THREADS, main
+from normclip._core import MOST_THREADS
+from normclip.cli import main
 
 ROW_KEYS = {
     *("workload", "tensors", "elements", "dtype", "operation", "in_training", "back_to_back"),

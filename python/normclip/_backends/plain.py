@@ -19,10 +19,9 @@ import torch
 from normclip._backends.parts import Part, moved
 from normclip._backends.protocol import Norm
 from normclip._backends.totals import COLUMN, HUGE, SHRINK, hard_coefficient
-from normclip._core import MOMENTS
+from normclip._core import MOMENTS, SCALES
 
-_UP = 2.0**538
-_SAFE = (2.0**-900, 2.0**900)
+_UP = SCALES["up"]
 
 
 class TorchPart:
@@ -90,7 +89,7 @@ class TorchPart:
             found = dict(zip(numbers, torch.stack([number.to(self._wide) for number in numbers.values()]).tolist(), strict=True))
             # The sum of squares is kept at the scale at which it neither overflows nor underflows.
             medium = found["medium"]
-            if len(scales) == 1 or math.isnan(medium) or _SAFE[0] <= medium <= _SAFE[1]:
+            if len(scales) == 1 or math.isnan(medium) or SCALES["safe_low"] <= medium <= SCALES["safe_high"]:
                 scale = "medium"
             else:
                 scale = "large" if medium > 1.0 else "small"

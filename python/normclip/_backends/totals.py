@@ -6,13 +6,13 @@ import math
 from typing import Any
 
 from normclip import _core
-from normclip._core import MOMENTS
+from normclip._core import MOMENTS, SCALES
 
 COLUMN = {name: column for column, name in enumerate(MOMENTS)}
 """Where each number of :meth:`normclip.Moments.to_array` stands."""
 
-# Σ|x| is multiplied by SHRINK where the largest |x| is HUGE or more: see `Largest::unit` in rust/core/src/moments.rs.
-HUGE, SHRINK = 2.0**960, 2.0**-64
+HUGE, SHRINK = SCALES["huge"], 1.0 / SCALES["unit"]
+"""Σ|x| is multiplied by the second where the largest |x| is the first or more."""
 
 
 def hard_coefficient(limit: Any, norm: Any, epsilon: float = 0.0) -> Any:

@@ -3,7 +3,7 @@
 //! A new figure is a line of [`FIGURES`], the getter of `Moments`, and an attribute of `Stats` and `PerTensor` in Python, where it is
 //! explained. Whatever else lists figures asks for [`FIGURES`], in Python too.
 
-use normclip_core::{Merge, Moments, Repetition, Roots};
+use normclip_core::{Largest, Merge, Moments, Repetition, Roots, Squares};
 
 /// How a figure follows from moments and their roots.
 type Formula = fn(&Roots) -> f64;
@@ -25,6 +25,15 @@ pub(crate) const FIGURES: &[(&str, Formula)] = &[
 
 /// The orders of the norms that follow from moments, and the names of these figures.
 pub(crate) const NORMS: [(f64, &str); 3] = [(1.0, "l1"), (2.0, "l2"), (f64::INFINITY, "linf")];
+
+/// The scales at which backends in Python sum, to give moments as the kernels here do.
+pub(crate) const SCALES: [(&str, f64); 5] = [
+    ("huge", Largest::HUGE),
+    ("unit", Largest::UNIT),
+    ("up", Squares::UP),
+    ("safe_low", *Squares::SAFE.start()),
+    ("safe_high", *Squares::SAFE.end()),
+];
 
 /// The bytes of a row of a table: a float64 for each figure.
 const ROW: usize = FIGURES.len() * size_of::<f64>();

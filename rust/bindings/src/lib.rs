@@ -76,6 +76,8 @@ mod _core {
         module.add("FIGURES", PyTuple::new(py, super::figures::FIGURES.iter().map(|(name, _)| name))?)?;
         module.add("MOMENTS", PyTuple::new(py, normclip_core::Moments::NUMBERS)?)?;
         module.add("NORMS", super::figures::NORMS.into_py_dict(py)?)?;
+        module.add("SCALES", super::figures::SCALES.into_py_dict(py)?)?;
+        module.add("MOST_THREADS", super::threads::MOST)?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 }

@@ -14,7 +14,7 @@ use crate::process;
 const VARIABLE: &str = "NORMCLIP_NUM_THREADS";
 
 /// More threads than this are a mistake.
-const MOST: usize = 1024;
+pub(crate) const MOST: usize = 1024;
 
 /// What `set_num_threads` or the environment said; 0 for nothing.
 static CHOSEN: AtomicUsize = AtomicUsize::new(0);

@@ -125,12 +125,12 @@ pub struct Squares {
 
 impl Squares {
     /// The factor that brings tiny numbers into range; its inverse does it for huge ones.
-    pub(crate) const UP: f64 = f64::from_bits((1023 + 538) << 52);
+    pub const UP: f64 = f64::from_bits((1023 + 538) << 52);
     /// See [`Squares::UP`].
-    pub(crate) const DOWN: f64 = f64::from_bits((1023 - 538) << 52);
+    pub const DOWN: f64 = f64::from_bits((1023 - 538) << 52);
     /// Sums of a block in this range need no other scale: squares that underflow are below half a unit in their last place, and no number of
     /// such sums overflows.
-    pub(crate) const SAFE: RangeInclusive<f64> = f64::from_bits((1023 - 900) << 52)..=f64::from_bits((1023 + 900) << 52);
+    pub const SAFE: RangeInclusive<f64> = f64::from_bits((1023 - 900) << 52)..=f64::from_bits((1023 + 900) << 52);
 
     /// The sum itself. It may overflow; for products of two vectors, which need no root.
     pub fn value(&self) -> f64 {
@@ -184,12 +184,15 @@ impl Merge for Largest {
 }
 
 impl Largest {
-    /// The unit in which absolute values up to this one are summed: 1, or 2⁶⁴ where they are so large that their sum could overflow.
+    /// From here on, a sum of absolute values could overflow.
+    pub const HUGE: f64 = f64::from_bits((1023 + 960) << 52);
+    /// The unit of such sums.
+    pub const UNIT: f64 = f64::from_bits((1023 + 64) << 52);
+
+    /// The unit in which absolute values up to this one are summed.
     pub fn unit(self) -> f64 {
-        const HUGE: f64 = f64::from_bits((1023 + 960) << 52);
-        const UNIT: f64 = f64::from_bits((1023 + 64) << 52);
         // NaN has the large unit too.
-        if self.0 < HUGE { 1.0 } else { UNIT }
+        if self.0 < Self::HUGE { 1.0 } else { Self::UNIT }
     }
 }
 
