@@ -1,6 +1,8 @@
 """`lightning.Trainer` on a small model: clipping by normclip, and monitoring."""
 
+import csv
 import json
+import pickle
 import types
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -11,6 +13,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import nn
@@ -20,7 +23,8 @@ from torch.utils.data import DataLoader
 import normclip
 from normclip import patch
 from normclip.integrations.lightning import GradMonitorCallback
-from normclip.monitor import Figures, GradMonitor
+from normclip.monitor import Figures, GradMonitor, json_lines
+from normclip.monitor.trackers import among_others
 from support.frameworks import LIGHTNINGS_WARNINGS
 from support.training import assert_trains_alike, batches, reads_of, small_model
 
@@ -51,8 +55,7 @@ def fit(module: pl.LightningModule, folder: Path, *callbacks: pl.Callback, accum
         default_root_dir=folder,
         callbacks=list(callbacks),
         accumulate_grad_batches=accumulation,
-        **quiet,
-        **settings,
+        **{**quiet, **settings},
     )
     trainer.fit(module, DataLoader(batches(STEPS * accumulation), batch_size=None))
     return module
@@ -60,7 +63,7 @@ def fit(module: pl.LightningModule, folder: Path, *callbacks: pl.Callback, accum
 
 def monitored(module: nn.Module) -> tuple[GradMonitor, dict[int, Figures]]:
     told: dict[int, Figures] = {}
-    return GradMonitor(module, lambda step, figures: told.__setitem__(step, figures)), told
+    return GradMonitor(module, lambda figures, step: told.__setitem__(step, figures)), told
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
@@ -123,6 +126,10 @@ class Itself(Automatic):
         if "parts" in self.way:
             for layer in (self.net[0], self.net[2]):
                 torch.nn.utils.clip_grad_norm_(layer.parameters(), 0.25)
+        if "monitor" in self.way:
+            self.trainer.callbacks[0].monitor.clip_(0.5)
+        if "monitor twice" in self.way:
+            self.trainer.callbacks[0].monitor.clip_grad_norm_(self.parameters(), 0.25)
 
 
 class Early(Automatic):
@@ -254,7 +261,10 @@ WAYS: dict[str, tuple[Callable[[], Recorded], dict[str, Any]]] = {
     "by norm in half precision": (Automatic, {"gradient_clip_val": 0.5, "plugins": half_precision}),
     "early": (Early, {}),
     "early and by norm": (Early, {"gradient_clip_val": 0.25}),
-    **{f"itself: {way}": (partial(Itself, way), {}) for way in ("not at all", "torch", "value, torch", "normclip", "parts")},
+    **{
+        f"itself: {way}": (partial(Itself, way), {})
+        for way in ("not at all", "torch", "value, torch", "normclip", "parts", "monitor", "monitor twice")
+    },
     "itself: lightning": (partial(Itself, "lightning"), {"gradient_clip_val": 0.5}),
     "itself: lightning, torch": (partial(Itself, "lightning, torch"), {"gradient_clip_val": 5.0}),
     **{
@@ -273,6 +283,7 @@ WAYS: dict[str, tuple[Callable[[], Recorded], dict[str, Any]]] = {
             ),
         )
     },
+    "itself: monitor, accumulated": (partial(Itself, "monitor"), {"accumulation": 3}),
     "manual, accumulated": (partial(Manual, "torch", accumulation=2), {}),
     "manual, each batch clipped": (partial(Manual, "torch", accumulation=2, always=True), {}),
     "manual, in half precision": (partial(Scaled, "not at all"), {"plugins": half_precision}),
@@ -285,7 +296,7 @@ WAYS: dict[str, tuple[Callable[[], Recorded], dict[str, Any]]] = {
 def test_each_step_is_logged_once_before_clipping(tmp_path: Path, way: str, patched: bool) -> None:
     make, settings = WAYS[way]
     module, told = make(), []
-    monitor = GradMonitor(module, lambda step, figures: told.append((step, figures["norm"])))
+    monitor = GradMonitor(module, lambda figures, step: told.append((step, figures["norm"])))
     settings = {name: value() if callable(value) else value for name, value in settings.items()}
     with normclip.patch_torch(monitor) if patched else nullcontext():
         fit(module, tmp_path, GradMonitorCallback(monitor), **settings)
@@ -305,13 +316,33 @@ def test_lightnings_clipping_and_the_monitor_share_a_read(monkeypatch: pytest.Mo
     assert "norm/net.0.weight" in told[0]
 
 
+@pytest.mark.parametrize("way", ["no clipping", "by norm", "itself: monitor", "rule", "every other step"])
+def test_figures_reach_the_loggers_of_the_trainer(tmp_path: Path, way: str) -> None:
+    make, settings = WAYS.get(way, (Automatic, {}))
+    module = make()
+    monitor, told = monitored(module)
+    monitor.every = 2 if way == "every other step" else 1
+    callback = GradMonitorCallback(monitor, 0.5 if way == "rule" else None, log=True)
+    settings = {"accumulation": 2, "logger": CSVLogger(tmp_path), "log_every_n_steps": 2, **settings}
+    trainer = fit(module, tmp_path, callback, **settings).trainer
+    rows = list(csv.DictReader((tmp_path / "lightning_logs" / "version_0" / "metrics.csv").read_text(encoding="utf-8").splitlines()))
+    latest = [told[step - step % monitor.every] for step in (1, 3)]
+    assert [(int(row["step"]), float(row["gradients/norm/all"])) for row in rows] == [
+        (step, pytest.approx(figures["norm"])) for step, figures in zip((1, 3), latest, strict=True)
+    ]
+    assert rows[0].keys() - {"epoch", "step"} == among_others(told[0]).keys()
+    assert trainer.callback_metrics["gradients/norm/net.0.weight"] == pytest.approx(told[max(told)]["norm/net.0.weight"])
+    fit(module, tmp_path, callback)
+    assert len(monitor.log) == 2, "once, however often it trains"
+
+
 class File:
     """A sink that other processes have, too."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def __call__(self, step: int, figures: Figures) -> None:
+    def __call__(self, figures: Figures, step: int) -> None:
         with self.path.open("a") as lines:
             lines.write(json.dumps([step, figures["norm"]]) + "\n")
 
@@ -326,12 +357,20 @@ class Written(pl.Callback):
         (self.folder / f"expected{trainer.global_rank}").write_text(json.dumps(module.expected))
 
 
+class Watched(pl.Callback):
+    """Wants a metric in every process, as `ModelCheckpoint(monitor=…)` does."""
+
+    def on_train_end(self, trainer: Any, module: Any) -> None:
+        assert trainer.callback_metrics["gradients/norm/all"] > 0.0
+
+
 @pytest.mark.parametrize("way", ["by norm", "itself: value, torch", "manual: lightning", "alternating: together"])
 def test_two_devices(tmp_path: Path, way: str) -> None:
     make, settings = WAYS[way]
     module = make()
     monitor = GradMonitor(module, File(tmp_path / "told"))
-    fit(module, tmp_path, GradMonitorCallback(monitor), Written(tmp_path), **settings, strategy="ddp_fork", devices=2)
+    callbacks = [GradMonitorCallback(monitor, log=True), Written(tmp_path), Watched()]
+    fit(module, tmp_path, *callbacks, **settings, strategy="ddp_fork", devices=2, log_every_n_steps=1)
     told = [json.loads(line) for line in (tmp_path / "told").read_text().splitlines()]
     expected = json.loads((tmp_path / "expected0").read_text())
     assert expected == json.loads((tmp_path / "expected1").read_text())
@@ -347,18 +386,57 @@ def test_an_optimizer_without_monitored_parameters_is_not_logged(tmp_path: Path)
     assert {step: figures["norm"] for step, figures in told.items()} == pytest.approx(dict(module.expected[1::2]), rel=1e-6)
 
 
-@pytest.mark.parametrize("rule", [None, 0.5])
-def test_a_step_of_several_closures_is_logged_once(tmp_path: Path, rule: float | None) -> None:
-    class ByClosures(Automatic):
+def test_what_the_monitor_clips_in_a_hook_is_what_is_logged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    module = Itself("monitor")
+    monitor, told = monitored(module)
+    monitor.every = 2
+    reads = reads_of(monkeypatch)
+    fit(module, tmp_path, GradMonitorCallback(monitor))
+    assert {step: figures["clip/threshold"] for step, figures in told.items()} == {0: 0.5, 2: 0.5}
+    assert len(reads) == 2, "before the hook, as it might not call the monitor; only in steps that are logged"
+    monitor.observe()
+    assert monitor.step == STEPS + 1, "after training it counts by itself"
+
+
+def test_a_step_that_fails_is_logged(tmp_path: Path) -> None:
+    class Failing(Automatic):
+        def configure_gradient_clipping(self, *given: Any, **others: Any) -> None:
+            raise ZeroDivisionError
+
+    module = Failing()
+    monitor, told = monitored(module)
+    with pytest.raises(ZeroDivisionError):
+        fit(module, tmp_path, GradMonitorCallback(monitor))
+    assert [(step, figures["norm"]) for step, figures in told.items()] == [(0, pytest.approx(module.expected[0][1], rel=1e-6))]
+
+
+def test_a_monitor_is_pickled_while_training(tmp_path: Path) -> None:
+    class Pickling(pl.Callback):
+        def on_train_batch_end(self, *given: Any, **others: Any) -> None:
+            copies.append(pickle.loads(pickle.dumps(monitor)))
+
+    module, copies = Module(), []
+    monitor = GradMonitor(module, json_lines(tmp_path / "gradients.jsonl"))
+    fit(module, tmp_path, GradMonitorCallback(monitor), Pickling())
+    assert [copy.step for copy in copies] == [1, 2, 3, 4]
+    copies[1].observe()
+    assert copies[1].step == 3
+
+
+@pytest.mark.parametrize(("way", "rule"), [("not at all", None), ("not at all", 0.5), ("monitor", None)])
+def test_a_step_of_several_closures_is_logged_once(tmp_path: Path, way: str, rule: float | None) -> None:
+    class ByClosures(Itself):
         def configure_optimizers(self) -> Any:
             return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=3)
 
-    module = ByClosures()
-    monitor = GradMonitor(module, lambda step, figures: told.append((step, figures["norm"])))
+    module = ByClosures(way)
+    monitor = GradMonitor(module, lambda figures, step: told.append((step, figures["norm"])))
     told: list[tuple[int, float]] = []
     fit(module, tmp_path, GradMonitorCallback(monitor, rule))
     assert len(module.expected) > STEPS
     assert [step for step, _ in told] == list(range(STEPS))
+    if rule is None:  # else the module's hook sees gradients that the callback has clipped
+        assert dict(told) == pytest.approx(dict(reversed(module.expected)), rel=1e-6)
 
 
 @pytest.mark.parametrize("strategy", [DeepSpeedStrategy, FSDPStrategy])
