@@ -37,6 +37,7 @@ def place(request: pytest.FixtureRequest) -> Iterator[Callable[[torch.Tensor], t
             yield _on_cuda
         return
     from normclip._backends.cuda import Tuning
+    from normclip._backends.tables import Chunking
 
-    with serving(Served(rust=(), triton=kinds, tuning=Tuning(chunk=CHUNK, tile=128, unroll=2, lanes=8, short=2))):
+    with serving(Served(rust=(), triton=kinds, tuning=Tuning(Chunking(chunk=CHUNK), tile=128, unroll=2, lanes=8, short=2))):
         yield lambda tensor: tensor

@@ -108,6 +108,16 @@ def test_statistics(place: Place, finite_only: bool) -> None:
         assert (x.l1, x.l2, x.linf) == pytest.approx((y.l1, y.l2, y.linf), rel=1e-12, nan_ok=True)
 
 
+@pytest.mark.parametrize("sizes", [(4,), (CHUNK + 5,), (3, 4 * CHUNK)])
+def test_sums_of_absolute_values_beyond_the_largest_number(place: Place, sizes: tuple[int, ...]) -> None:
+    tensors = [torch.full((size,), 5e307, dtype=torch.float64) for size in sizes]
+    tensors[-1][4:] = 1.0  # chunks that need no other unit beside one that does
+    found, expected = normclip.stats([place(tensor) for tensor in tensors]), TensorList(tensors).statistics()[0]
+    for name in ("sign_cosine", "density", "mean_abs", "l2"):
+        assert math.isfinite(getattr(expected, name))
+        assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-12)
+
+
 def test_moments_of_tensors_on_a_device(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     tensor = make(torch.float32, CHUNK + 1)
     found = choose.moments(place(tensor))
