@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from normclip._backends.launch import launch, sums_in_pairs
+from normclip._backends.launch import Grid, launch, sums_in_pairs
 from normclip._backends.parts import Part, moved
 from normclip._backends.protocol import Norm
 from normclip._backends.tables import Chunking, Table, table_of, upload
@@ -102,7 +102,7 @@ class CudaPart:
             short = structure.longest <= self._tuning.short
             constants = (columns, self._tuning.short) if short else (1, self._tuning.lanes)
             arguments = (partials, structure.chunks, structure.segments, moments)
-            self._launch(merge.tabulate, (tensors, 1 if short else columns, 1), arguments, constants, warps=4)
+            self._launch(merge.tabulate, (tensors, 1 if short else columns, 1), arguments, constants, warps=4 if short else 8)
             found = moments.cpu().numpy()
         rows[np.searchsorted(self._indices, table.indices)[:, None], _COLUMNS] = found
         return rows
@@ -170,15 +170,15 @@ class CudaPart:
     def _launch(
         self,
         kernel: Any,
-        grid: tuple[int, int, int],
+        grid: Grid,
         arguments: tuple[Any, ...],
         constants: tuple[Any, ...],
         *,
         warps: int,
         key: Any = None,
     ) -> None:
-        # Fusing a multiplication with an addition cannot change sums of exact products (16- and 32-bit elements in float64), and saves a
-        # rounding in those of float64. Sums in pairs need every operation as it is written.
+        # Fusing a multiplication with an addition cannot change sums of exact products, as of 16- and 32-bit elements in float64, and saves
+        # a rounding in those of float64. Sums in pairs need every operation as it is written.
         fused = not self._in_pairs
         launch(kernel, grid, arguments, constants, (self.device, warps, fused, key), num_warps=warps, enable_fp_fusion=fused)
 

@@ -1,8 +1,8 @@
 """Tables of chunks in a device's memory, which tell the kernels where the elements of a list are.
 
 A table has two parts. Its *structure* says how tensors of these sizes and types are cut into chunks, wherever they are; gradients that get
-new memory keep it. The *addresses* are what is uploaded then. Both are kept, each by all that it depends on, so that a list that comes again
-is uploaded once.
+new memory keep it. The *addresses* are what is uploaded then. Both are kept, each by all that it depends on, so that a list that comes
+again is uploaded once.
 
 Chunks have 2^15 elements, or more if that would make more than 2^15 chunks: enough programs to fill the device, and few enough partials
 that one program can merge them.
@@ -100,8 +100,8 @@ class Table:
     """For each tensor of the table, its index in the list that was passed."""
 
 
-# Tables that a CUDA graph has captured are never freed: a graph may be replayed at any time, and nothing tells when it is destroyed. Another
-# capture of the same tensors uses the same table, so what grows with captures of new memory is its addresses.
+# Tables that a CUDA graph has captured are never freed: a graph may be replayed at any time, and nothing tells when it is destroyed.
+# Another capture of the same tensors uses the same table, so all that grows, with captures of new memory, are addresses.
 _captured: dict[tuple[bytes, torch.device, int, Chunking], Table] = {}
 
 

@@ -1,14 +1,14 @@
 """Sums in pairs of float32, for devices on which float64 is slow: a pair (high, low) stands for high + low.
 
-Contract: squares or absolute values of float16, bfloat16 or float32, at most 2^15 of them → one pair. A term is added exactly to the high part
-(Knuth's two-sum), and what that loses, and the rounding of the square itself, go to the low part.
+Contract: squares or absolute values of float16, bfloat16 or float32, at most 2^15 of them → one pair. A term is added to the high part by
+Knuth's two-sum, and what that rounds off, and what was rounded off the square itself, go to the low part.
 
 Error bound: of n terms in a lane, each rounds the low part by at most 3·2^-48 of the sum, so 68 of them, the most that a lane adds of
 2^15 elements in 512 lanes, lose less than 206·2^-48; folding 512 lanes adds 9 times 3·2^-48: 8.3e-13 in all, and half of that in the norm.
 Squares below 2^-102 lose up to 2^-150 each to underflow, so a sum of them below 2^-108 for each element is to be taken in float64, and so
 is one that overflows. Neither happens to sums of float16 or of absolute values.
 
-These kernels must be compiled without fusing multiplications and additions, or the products that are added are not those whose error is known.
+Kernels that use this must be compiled without fusing multiplications and additions, or what is added is not what the error is known of.
 """
 
 import triton

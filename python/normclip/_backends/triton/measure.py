@@ -199,7 +199,7 @@ def _fold(
     else:
         largest = number_of(tl.max(top, 0))
         if WHAT == SMALLEST:
-            # The minimum of floats ignores NaN, but the largest by `bits_of` does not. The inf in lanes outside the chunk is below NaN there.
+            # The minimum of floats ignores NaN, but the largest by `bits_of` does not. Inf, in lanes outside the chunk, is below NaN there.
             total = tl.where(largest != largest, largest, tl.min(sums, 0).to(tl.float64))
             absolutes = tl.full([], 0.0, tl.float64)
         elif COMPENSATED:
