@@ -1,10 +1,10 @@
 """What the CUDA kernels are compiled to, counted without a GPU: `python benches/compiled.py FILE.json`.
 
 Compiles each kernel for generations of GPUs, takes it apart with NVIDIA's disassembler, and counts, for each loop that loads vectors of 16
-bytes: instructions, those of float64, bytes that a thread has asked for before it uses the first, and elements that a turn of the loop reads.
-Registers limit how many programs a multiprocessor holds; with the loads of each this gives the bytes that it has in flight. Little's law says
-how many are needed for the memory's full bandwidth: bandwidth times latency, over the number of multiprocessors. The sizes are those that
-normclip launches with. Counts, not times: nothing here says how fast a kernel is.
+bytes: instructions, those of float64, and loads that a thread has issued before it uses the first. Registers limit how many programs a
+multiprocessor holds; with the loads of each this gives the bytes that it has in flight. Little's law says how many are needed for the full
+bandwidth of the memory: bandwidth times latency, over the number of multiprocessors. The sizes are those that normclip launches with. These
+are counts, not times: nothing here says how fast a kernel is.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def kernels(architecture: int) -> Iterator[Kernel]:
 
 @dataclass(frozen=True)
 class Loop:
-    """A loop over whole tiles, and nothing within it that branches back."""
+    """A loop over tiles, and nothing within it that branches. What is left over of an unrolled loop, and edges, are not counted as one."""
 
     instructions: int
     doubles: int
@@ -125,12 +125,12 @@ class Counts:
     loops: tuple[Loop, ...]
 
     def bytes_in_flight(self, warps: int, architecture: int) -> int:
-        """Bytes that the programs which a multiprocessor can hold have asked for at once, in the loop that asks for most."""
+        """Bytes that the programs which a multiprocessor can hold have asked for at once, in the loop that asks for least."""
         threads = 32 * warps
         allocated = -(-self.registers // 8) * 8  # by NVIDIA's occupancy calculator: 8 registers at a time for a warp
         by_registers = 65536 // (allocated * threads)
         by_threads = (1536 if architecture in (86, 89, 120) else 2048) // threads
-        return min(by_registers, by_threads, 32) * threads * 16 * max((loop.first for loop in self.loops), default=0)
+        return min(by_registers, by_threads, 32) * threads * 16 * min((loop.first for loop in self.loops), default=0)
 
 
 _DOUBLE = re.compile(r"D(ADD|MUL|FMA|SETP|MNMX)\b|(F2F|I2F|F2I|FRND|MUFU)\S*64")
@@ -177,12 +177,13 @@ def _loops(lines: list[str]) -> Iterator[Loop]:
         if target is None or places[target[1]] > place:
             continue
         body = [line for line in lines[places[target[1]] : place] if not line.endswith(":")]
-        if any("BRA" in line for line in body) or not any(_is_load(line) for line in body):
+        loads = sum(1 for line in body if _is_load(line))
+        if any("BRA" in line for line in body) or loads < TUNING.unroll:
             continue
         yield Loop(
             instructions=len(body) + 1,
             doubles=sum(1 for line in body if _DOUBLE.search(line)),
-            loads=sum(1 for line in body if _is_load(line)),
+            loads=loads,
             first=_first(body),
         )
 
@@ -192,7 +193,7 @@ def _is_load(line: str) -> bool:
 
 
 def _first(body: list[str]) -> int:
-    """How many loads are issued before an instruction uses what one of them has loaded. Loads of the loop's next turn count as used there."""
+    """How many loads are issued before an instruction uses what one of them has loaded."""
     loaded: set[int] = set()
     seen = 0
     for line in body:
@@ -251,7 +252,8 @@ def main() -> None:
     options.file.write_text(json.dumps(report, indent=1) + "\n")
     for row in rows:
         loops = "  ".join(f"{loop['instructions']}:{loop['doubles']}d {loop['first']}/{loop['loads']}" for loop in row["loops"])
-        print(f"{row['architecture']:7} {row['kernel']:28} {row['registers']:3} {row['spilled']:2} {row['kilobytes_in_flight']:4.0f} KB  {loops}")  # noqa: T201
+        counted = f"{row['registers']:3} {row['spilled']:2} {row['kilobytes_in_flight']:4.0f} KB"
+        print(f"{row['architecture']:7} {row['kernel']:28} {counted}  {loops}")  # noqa: T201
 
 
 if __name__ == "__main__":

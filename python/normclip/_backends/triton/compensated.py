@@ -41,8 +41,12 @@ def fast_two_sum(x, y):
 @triton.jit
 def add_pairs(high, low, more_high, more_low):
     """The sum of two pairs: what `tl.reduce` combines lanes with."""
-    total, error = two_sum(high, more_high)
-    return fast_two_sum(total, error + (low + more_low))
+    # Written out, as calls in what combines single lanes cost the interpreter seconds.
+    total = high + more_high
+    part = total - high
+    error = (high - (total - part)) + (more_high - part) + (low + more_low)
+    rounded = total + error
+    return rounded, error - (rounded - total)
 
 
 @triton.jit

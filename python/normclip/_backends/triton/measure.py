@@ -203,10 +203,14 @@ def _fold(
             total = tl.where(largest != largest, largest, tl.min(sums, 0).to(tl.float64))
             absolutes = tl.full([], 0.0, tl.float64)
         elif COMPENSATED:
-            high, low = tl.reduce((sums, sums_low), 0, add_pairs)
-            total = high.to(tl.float64) + low.to(tl.float64)
-            high, low = tl.reduce((more, more_low), 0, add_pairs)
-            absolutes = high.to(tl.float64) + low.to(tl.float64)
+            total = tl.full([], 0.0, tl.float64)
+            absolutes = total
+            if WHAT != ABSOLUTES:
+                high, low = tl.reduce((sums, sums_low), 0, add_pairs)
+                total = high.to(tl.float64) + low.to(tl.float64)
+            if WHAT != SQUARES:
+                high, low = tl.reduce((more, more_low), 0, add_pairs)
+                absolutes = high.to(tl.float64) + low.to(tl.float64)
         else:
             total = tl.sum(sums, 0)
             absolutes = tl.sum(more, 0)
