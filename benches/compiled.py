@@ -31,8 +31,7 @@ ARCHITECTURES = (80, 86, 89, 90, 100, 103, 120)
 PAIRS_OF_FLOATS = (86, 89, 103, 120)
 """Those of them on which normclip sums in pairs of float32."""
 
-TYPES = {"float16": 1, "bfloat16": 2, "float32": 4, "float64": 8}
-BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+TYPES = {"float16": 1, "bfloat16": 2, "float32": 4, "float64": 8, "all": 15}
 
 # What the arguments of the kernels are, by their names.
 _SIGNATURE = {
@@ -71,9 +70,9 @@ def reading(what: str, dtype: str, *, in_pairs: bool = False) -> Kernel:
     return Kernel(name, measure.measure, tuple(constants.items()), in_pairs)
 
 
-def changing(what: str, dtype: str) -> Kernel:
+def changing(what: str, dtype: str, **others: Any) -> Kernel:
     """The kernel that writes."""
-    constants = {"TYPES": TYPES[dtype], "WHAT": getattr(change, what).value, **_LAUNCH}
+    constants = {"TYPES": TYPES[dtype], "WHAT": getattr(change, what).value, **others, **_LAUNCH}
     return Kernel(f"{what.lower()} {dtype}", change.change, tuple(constants.items()))
 
 
@@ -81,6 +80,14 @@ def multiplying(dtype: str) -> Kernel:
     """The kernel of inner products."""
     return Kernel(f"products {dtype}", pairs.products, tuple({"TYPES": TYPES[dtype], **_LAUNCH}.items()))
 
+
+def merging(what: str, dtype: str) -> Kernel:
+    """The kernel that makes a norm of partials."""
+    constants = {"TYPES": TYPES[dtype], "WHAT": getattr(measure, what).value, "LANES": TUNING.lanes}
+    return Kernel(f"norm of {what.lower()}", merge.norm, tuple(constants.items()), warps=8)
+
+
+DOT = Kernel("dot", pairs.dot, (("TYPES", TYPES["all"]), ("LANES", TUNING.lanes)), warps=8)
 
 _LAUNCH = {"BYTES": TUNING.tile, "UNROLL": TUNING.unroll}
 _EXACT = ("SQUARES", "ABSOLUTES", "MOMENTS")
@@ -95,8 +102,7 @@ def kernels(architecture: int) -> Iterator[Kernel]:
             yield changing(what, dtype)
         yield multiplying(dtype)
     for what in ("SQUARES", "LARGEST"):
-        constants = {"TYPES": 4, "WHAT": getattr(measure, what).value, "LANES": TUNING.lanes}
-        yield Kernel(f"norm of {what.lower()}", merge.norm, tuple(constants.items()), warps=8)
+        yield merging(what, "float32")
     yield Kernel("tabulate short", merge.tabulate, (("PER_PROGRAM", merge.COLUMNS.value), ("LANES", TUNING.short)))
     yield Kernel("tabulate", merge.tabulate, (("PER_PROGRAM", 1), ("LANES", TUNING.lanes)), warps=8)
 
@@ -143,20 +149,24 @@ def counts(compiled: Any) -> Counts:
     Raises:
         FileNotFoundError: Triton comes without NVIDIA's tools here.
     """
+    registers = re.search(r"REG:(\d+)", _tool("cuobjdump", "-res-usage", compiled))
+    assert registers is not None
+    lines = _lines(_tool("nvdisasm", "-c", compiled))
+    spilled = sum(1 for line in lines if re.search(r"\b(STL|LDL)\b", line))
+    return Counts(int(registers[1]), spilled, tuple(map(_counted, _bodies(lines))))
+
+
+def bodies(compiled: Any) -> list[list[str]]:
+    """The instructions of each of the loops that :func:`counts` counts."""
+    return list(_bodies(_lines(_tool("nvdisasm", "-c", compiled))))
+
+
+def _tool(name: str, option: str, compiled: Any) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        usage, assembly = _tool("cuobjdump", "-res-usage", file.name), _tool("nvdisasm", "-c", file.name)
-    registers = re.search(r"REG:(\d+)", usage)
-    assert registers is not None, usage
-    lines = _lines(assembly)
-    spilled = sum(1 for line in lines if re.search(r"\b(STL|LDL)\b", line))
-    return Counts(int(registers[1]), spilled, tuple(_loops(lines)))
-
-
-def _tool(name: str, *arguments: str) -> str:
-    tool = getattr(triton.knobs.nvidia, name)
-    return subprocess.run([tool.path, *arguments], check=True, capture_output=True, text=True).stdout
+        arguments = [getattr(triton.knobs.nvidia, name).path, option, file.name]
+        return subprocess.run(arguments, check=True, capture_output=True, text=True).stdout
 
 
 def _lines(assembly: str) -> list[str]:
@@ -170,22 +180,24 @@ def _lines(assembly: str) -> list[str]:
     return found
 
 
-def _loops(lines: list[str]) -> Iterator[Loop]:
+def _bodies(lines: list[str]) -> Iterator[list[str]]:
     places = {line[:-1]: place for place, line in enumerate(lines) if line.endswith(":")}
     for place, line in enumerate(lines):
         target = re.search(r"\bBRA\S*\s.*?(\.L_x_\d+)", line)
         if target is None or places[target[1]] > place:
             continue
         body = [line for line in lines[places[target[1]] : place] if not line.endswith(":")]
-        loads = sum(1 for line in body if _is_load(line))
-        if any("BRA" in line for line in body) or loads < TUNING.unroll:
-            continue
-        yield Loop(
-            instructions=len(body) + 1,
-            doubles=sum(1 for line in body if _DOUBLE.search(line)),
-            loads=loads,
-            first=_first(body),
-        )
+        if not any("BRA" in line for line in body) and sum(map(_is_load, body)) >= TUNING.unroll:
+            yield body
+
+
+def _counted(body: list[str]) -> Loop:
+    return Loop(
+        instructions=len(body) + 1,
+        doubles=sum(1 for line in body if _DOUBLE.search(line)),
+        loads=sum(map(_is_load, body)),
+        first=_first(body),
+    )
 
 
 def _is_load(line: str) -> bool:
