@@ -129,7 +129,8 @@ def test_each_stream_waits_once_for_a_table(streams: SimpleNamespace) -> None:
     for stream in [*both, *both]:
         streams.current = stream
         tables.add(table_of(layout(1), DEVICE, Chunking()))
-    (table,) = tables
+        (table,) = tables
+        table.await_uploads()
     ready = [table.structure.uploaded._ready, table.addresses._ready]
     assert [stream.waited for stream in both] == [ready, ready]
 
@@ -138,10 +139,12 @@ def test_every_capture_waits_for_the_uploads_whatever_its_stream_has_seen(stream
     from normclip._backends.tables import Chunking, table_of
 
     known = table_of(layout(1), DEVICE, Chunking())
+    known.await_uploads()
     streams.capturing = True
     for stream in (streams.Stream(2), streams.current, streams.current):
         streams.current, stream.waited = stream, []
         assert table_of(layout(1), DEVICE, Chunking()) is known
+        known.await_uploads()
         assert stream.waited == [known.structure.uploaded._ready, known.addresses._ready]
     with pytest.raises(RuntimeError, match="make the same call once"):
         table_of(layout(2), DEVICE, Chunking())
@@ -154,7 +157,9 @@ def test_what_captures_keep_grows_with_new_memory_alone(streams: SimpleNamespace
         streams.capturing = False
         tables.table_of(bytes_, DEVICE, tables.Chunking())
         streams.capturing = True
-        return tables.table_of(bytes_, DEVICE, tables.Chunking())
+        table = tables.table_of(bytes_, DEVICE, tables.Chunking())
+        table.await_uploads()
+        return table
 
     first = capture(layout(1))
     for _ in range(3):

@@ -63,6 +63,9 @@ _USUAL = Tuning()
 class CudaPart:
     """The tensors of a list that are on one CUDA device."""
 
+    lasting = True
+    """One part serves all calls on a list, as it copies nothing of the tensors, and keeps the table that it has found."""
+
     def __init__(self, tensors: DeviceList, kind: int, number: int, indices: list[int], tuning: Tuning | None = None) -> None:
         # DLPack's device type 1 is the CPU, on which tests run the kernels by Triton's interpreter.
         self.device = torch.device("cpu") if kind == 1 else torch.device("cuda", number)
@@ -70,6 +73,7 @@ class CudaPart:
         self._tuning = tuning or _USUAL
         in_pairs = self._tuning.in_pairs
         self._in_pairs = sums_in_pairs(self.device) if in_pairs is None else in_pairs
+        self._known: Table | None = None
 
     # ---- Measuring ----
 
@@ -162,6 +166,7 @@ class CudaPart:
 
     def _over_chunks(self, kernel: Any, table: Table, arguments: tuple[Any, ...], constants: tuple[Any, ...], *, key: Any = None) -> None:
         """Launch a kernel with one program for each chunk."""
+        table.await_uploads()
         structure, tuning = table.structure, self._tuning
         arguments = (structure.rows, table.addresses.numbers, *arguments)
         constants = (structure.types, *constants, tuning.tile, tuning.unroll)
@@ -186,7 +191,11 @@ class CudaPart:
         return self._tensors.layout(self._kind, self._number, write=write, repeated=repeated)
 
     def _table(self, *, write: bool = False) -> Table:
-        return table_of(self._layout(write=write), self.device, self._tuning.chunking)
+        layout = self._layout(write=write)
+        # What is written differs from what is read in sparse tensors with repeated indices alone.
+        if self._known is None or self._known.key[0] != layout:
+            self._known = table_of(layout, self.device, self._tuning.chunking)
+        return self._known
 
 
 def _on(device: torch.device) -> Any:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache, reduce
 from operator import or_
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -89,36 +89,44 @@ class Structure:
     """The largest number of chunks that a tensor has."""
 
 
+Key: TypeAlias = tuple[bytes, torch.device, int, Chunking]
+"""All that a table depends on: the layout, the device, how many addresses a row of the layout has, and how tensors are cut."""
+
+
 @dataclass(eq=False)
 class Table:
     """A list of tensors, cut into chunks."""
 
+    key: Key
     structure: Structure
     addresses: Uploaded
     """int64: those of each tensor, or two of each pair of tensors."""
     indices: npt.NDArray[np.int64]
     """For each tensor of the table, its index in the list that was passed."""
 
+    def await_uploads(self) -> None:
+        """Make the current stream wait for what it has not waited for before: to be called before each launch of kernels that read this."""
+        device = self.key[1]
+        if device.type == "cuda":
+            stream, capturing = torch.cuda.current_stream(device), torch.cuda.is_current_stream_capturing()
+            if capturing:
+                _captured[self.key] = self
+            self.structure.uploaded.await_upload(stream, capturing=capturing)
+            self.addresses.await_upload(stream, capturing=capturing)
+
 
 # Tables that a CUDA graph has captured are never freed: a graph may be replayed at any time, and nothing tells when it is destroyed.
 # Another capture of the same tensors uses the same table, so all that grows, with captures of new memory, are addresses.
-_captured: dict[tuple[bytes, torch.device, int, Chunking], Table] = {}
+_captured: dict[Key, Table] = {}
 
 
 def table_of(layout: bytes, device: torch.device, chunking: Chunking, *, addresses: int = 1) -> Table:
-    """The table of a layout, which kernels on the current stream may read.
+    """The table of a layout.
 
     A row of the layout is one tensor: `addresses` addresses, elements, element type and index.
     """
     key = (layout, device, addresses, chunking)
-    table = _captured.get(key) or _tables(*key)
-    if device.type == "cuda":
-        stream, capturing = torch.cuda.current_stream(device), torch.cuda.is_current_stream_capturing()
-        if capturing:
-            _captured[key] = table
-        table.structure.uploaded.await_upload(stream, capturing=capturing)
-        table.addresses.await_upload(stream, capturing=capturing)
-    return table
+    return _captured.get(key) or _tables(*key)
 
 
 # A cached table stays valid if the memory is freed and other tensors get the same addresses. It is small: 8 bytes for each tensor.
@@ -132,7 +140,9 @@ def _tables(layout: bytes, device: torch.device, addresses: int, chunking: Chunk
         )
     tensors = np.frombuffer(layout, dtype=np.int64).reshape(-1, addresses + 3)
     structure = _structures(tensors[:, addresses : addresses + 2].tobytes(), device, chunking)
-    return Table(structure, Uploaded(tensors[:, :addresses].flatten(), device), tensors[:, addresses + 2])
+    return Table(
+        (layout, device, addresses, chunking), structure, Uploaded(tensors[:, :addresses].flatten(), device), tensors[:, addresses + 2]
+    )
 
 
 @lru_cache(maxsize=128)
