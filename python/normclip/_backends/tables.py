@@ -60,7 +60,7 @@ _EXTERNAL = {"external": True} if torch.__version__ >= (2, 9) else {}  # type: i
 
 
 def _recorded(device: torch.device) -> Any:
-    event = torch.cuda.Event(**_EXTERNAL)
+    event = torch.cuda.Event(**_EXTERNAL)  # type: ignore[no-untyped-call]
     event.record(torch.cuda.current_stream(device))
     return event
 
