@@ -25,6 +25,8 @@ from normclip._backends.choose import serving
 from normclip._backends.protocol import Served
 from normclip._backends.triton import change, measure, merge, pairs
 
+KERNELS = (measure.measure, merge.norm, merge.tabulate, change.change, pairs.products, pairs.dot)
+
 
 class NoDriver:
     """What Triton asks of a driver, for a GPU of this generation."""
@@ -78,7 +80,7 @@ def no_driver(architecture: int = 90) -> Iterator[NoDriver]:
 def _forget() -> None:
     """Drop the kernels that were loaded by another driver."""
     launch._compiled.clear()
-    for kernel in (measure.measure, merge.norm, merge.tabulate, change.change, pairs.products, pairs.dot):
+    for kernel in KERNELS:
         kernel.device_caches.clear()
     gc.collect()
 

@@ -70,6 +70,13 @@ def test_no_kernel_is_compiled_for_the_addresses_that_it_gets(driver: Any) -> No
     assert sorted(driver.loaded) == ["change", "measure", "measure", "norm", "tabulate"]
 
 
+@pytest.mark.parametrize("kernel", host.KERNELS, ids=lambda kernel: kernel.__name__)
+def test_no_argument_decides_which_variant_of_a_kernel_is_compiled(kernel: Any) -> None:
+    """What is compiled for one launch is launched with other arguments: none may have been taken for aligned, or for the number 1."""
+    for parameter in kernel.params:
+        assert parameter.is_constexpr or parameter.do_not_specialize or parameter.annotation_type == "fp64", parameter.name
+
+
 def test_every_launch_says_whether_to_fuse(driver: Any) -> None:
     """Triton 3.9 warns of a launch that leaves it open, and 3.10 takes the other default."""
     found = []
