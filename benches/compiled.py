@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -230,21 +232,21 @@ def needed() -> dict[str, float]:
     return {name: bandwidth * _LATENCY / processors / 1024 for name, (_, bandwidth, processors) in _MEMORY.items()}
 
 
-def record(architectures: Sequence[int]) -> list[dict[str, Any]]:
+def record(architecture: int) -> list[dict[str, Any]]:
+    """A row for each kernel."""
     rows = []
-    for architecture in architectures:
-        for kernel in kernels(architecture):
-            found = counts(kernel.compiled(architecture))
-            rows.append(
-                {
-                    "architecture": f"sm_{architecture}",
-                    "kernel": kernel.name,
-                    "registers": found.registers,
-                    "spilled": found.spilled,
-                    "kilobytes_in_flight": found.bytes_in_flight(kernel.warps, architecture) / 1024,
-                    "loops": [asdict(loop) for loop in found.loops],
-                }
-            )
+    for kernel in kernels(architecture):
+        found = counts(kernel.compiled(architecture))
+        rows.append(
+            {
+                "architecture": f"sm_{architecture}",
+                "kernel": kernel.name,
+                "registers": found.registers,
+                "spilled": found.spilled,
+                "kilobytes_in_flight": found.bytes_in_flight(kernel.warps, architecture) / 1024 if found.loops else None,
+                "loops": [asdict(loop) for loop in found.loops],
+            }
+        )
     return rows
 
 
@@ -252,8 +254,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, help="where the JSON goes")
     parser.add_argument("--only", type=int, action="append", help="an architecture, such as 90")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes to compile in")
     options = parser.parse_args()
-    rows = record(options.only or ARCHITECTURES)
+    with ProcessPoolExecutor(options.jobs) as pool:
+        rows = [row for found in pool.map(record, options.only or ARCHITECTURES) for row in found]
     report = {
         "date": f"{datetime.now(timezone.utc):%Y-%m-%d}",
         "triton": triton.__version__,
@@ -264,7 +268,8 @@ def main() -> None:
     options.file.write_text(json.dumps(report, indent=1) + "\n")
     for row in rows:
         loops = "  ".join(f"{loop['instructions']}:{loop['doubles']}d {loop['first']}/{loop['loads']}" for loop in row["loops"])
-        counted = f"{row['registers']:3} {row['spilled']:2} {row['kilobytes_in_flight']:4.0f} KB"
+        flight = "" if row["kilobytes_in_flight"] is None else f"{row['kilobytes_in_flight']:.0f} KB"
+        counted = f"{row['registers']:3} {row['spilled']:2} {flight:>6}"
         print(f"{row['architecture']:7} {row['kernel']:28} {counted}  {loops}")  # noqa: T201
 
 
