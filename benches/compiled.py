@@ -232,22 +232,18 @@ def needed() -> dict[str, float]:
     return {name: bandwidth * _LATENCY / processors / 1024 for name, (_, bandwidth, processors) in _MEMORY.items()}
 
 
-def record(architecture: int) -> list[dict[str, Any]]:
-    """A row for each kernel."""
-    rows = []
-    for kernel in kernels(architecture):
-        found = counts(kernel.compiled(architecture))
-        rows.append(
-            {
-                "architecture": f"sm_{architecture}",
-                "kernel": kernel.name,
-                "registers": found.registers,
-                "spilled": found.spilled,
-                "kilobytes_in_flight": found.bytes_in_flight(kernel.warps, architecture) / 1024 if found.loops else None,
-                "loops": [asdict(loop) for loop in found.loops],
-            }
-        )
-    return rows
+def record(architecture: int, number: int) -> dict[str, Any]:
+    """What is counted of one of the kernels."""
+    kernel = list(kernels(architecture))[number]
+    found = counts(kernel.compiled(architecture))
+    return {
+        "architecture": f"sm_{architecture}",
+        "kernel": kernel.name,
+        "registers": found.registers,
+        "spilled": found.spilled,
+        "kilobytes_in_flight": found.bytes_in_flight(kernel.warps, architecture) / 1024 if found.loops else None,
+        "loops": [asdict(loop) for loop in found.loops],
+    }
 
 
 def main() -> None:
@@ -256,8 +252,9 @@ def main() -> None:
     parser.add_argument("--only", type=int, action="append", help="an architecture, such as 90")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes to compile in")
     options = parser.parse_args()
+    every = [(chosen, number) for chosen in options.only or ARCHITECTURES for number, _ in enumerate(kernels(chosen))]
     with ProcessPoolExecutor(options.jobs) as pool:
-        rows = [row for found in pool.map(record, options.only or ARCHITECTURES) for row in found]
+        rows = list(pool.map(record, *zip(*every, strict=True)))
     report = {
         "date": f"{datetime.now(timezone.utc):%Y-%m-%d}",
         "triton": triton.__version__,

@@ -349,4 +349,3 @@ def assign(groups: Groups | None, names: Sequence[str]) -> dict[str, list[int]] 
         found = (group for group, patterns in groups.items() if any(fnmatchcase(name, pattern) for pattern in patterns))
         members.setdefault(next(found, REST), []).append(position)
     return members
-
