@@ -30,13 +30,14 @@ def _on_cuda(tensor: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture(params=["triton", "torch"])
 def place(request: pytest.FixtureRequest) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
-    """Moves a tensor to the device under test; strides stay."""
+    """Moves a tensor to the device under test; strides stay. "pairs" is Triton's kernels as they are where float64 is slow."""
     kinds = () if request.param == "torch" else (1,) if INTERPRETED else USUAL.triton
-    if not INTERPRETED:
-        with serving(Served(triton=kinds)):
-            yield _on_cuda
-        return
-    from normclip._backends.cuda import Tuning
+    tuning = None
+    if kinds:
+        from normclip._backends.cuda import Tuning
+        from normclip._backends.tables import Chunking
 
-    with serving(Served(rust=(), triton=kinds, tuning=Tuning(chunk=CHUNK, tile=128, unroll=2, lanes=8, short=2))):
-        yield lambda tensor: tensor
+        sizes = {"chunking": Chunking(chunk=CHUNK), "tile": 128, "unroll": 2, "lanes": 8, "short": 2} if INTERPRETED else {}
+        tuning = Tuning(in_pairs=request.param == "pairs", **sizes)
+    with serving(Served(rust=() if INTERPRETED else USUAL.rust, triton=kinds, tuning=tuning)):
+        yield (lambda tensor: tensor) if INTERPRETED else _on_cuda

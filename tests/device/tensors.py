@@ -15,7 +15,7 @@ Place = Callable[[Tensor], Tensor]
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 SIZES = (0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 37)
-ORDERS = (2.0, 1.0, math.inf, -math.inf, 0.0, 3.0, 0.5, -1.0)
+ORDERS = (2.0, 1.0, math.inf, -math.inf, 0.0, 3.0, 4.0, 0.5, -1.0)
 
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 

@@ -21,6 +21,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning"),
 ]
 
+with_pairs = pytest.mark.parametrize("place", ["triton", "pairs", "torch"], indirect=True)
+
 
 # ---- Norms ----
 
@@ -40,6 +42,7 @@ def test_norms_are_0_dim_tensors_where_the_tensors_are(place: Place, dtype: torc
     assert norm.item() == pytest.approx(TensorList([make(dtype, 10)]).norm(2.0), rel=1e-12 if dtype == torch.float64 else 1e-7)
 
 
+@with_pairs
 @pytest.mark.parametrize("order", [2.0, 1.0, math.inf, -math.inf, 0.0, 3.0, -1.0])
 @pytest.mark.parametrize("special", [math.nan, math.inf, -math.inf])
 def test_special_values(place: Place, special: float, order: float) -> None:
@@ -55,11 +58,14 @@ def test_nothing_and_zeros(place: Place, order: float) -> None:
     assert normclip.total_norm([place(torch.zeros(5))], order).item() == TensorList([torch.zeros(5)]).norm(order)
 
 
+@with_pairs
 @pytest.mark.parametrize(
     ("dtype", "value", "order"),
     [
         (torch.float32, 1e20, 2.0),
         (torch.float32, 1e-30, 2.0),
+        (torch.float32, 1e38, 1.0),
+        (torch.bfloat16, 1e-38, 2.0),
         (torch.float32, 1e20, 3.0),
         (torch.float16, 60000.0, 2.0),
         (torch.bfloat16, 1e38, 2.0),
@@ -93,6 +99,7 @@ def test_the_same_bits_again(place: Place) -> None:
 # ---- Statistics ----
 
 
+@with_pairs
 @pytest.mark.parametrize("finite_only", [False, True])
 def test_statistics(place: Place, finite_only: bool) -> None:
     tensors = [*every_kind(), torch.zeros(9), torch.full((3,), 1e200, dtype=torch.float64), torch.full((3,), 1e-200, dtype=torch.float64)]
@@ -106,6 +113,17 @@ def test_statistics(place: Place, finite_only: bool) -> None:
     for x, y in zip([found, *grouped], [expected, *expected_grouped], strict=True):
         assert (x.count, x.zeros, x.nans, x.infs) == (y.count, y.zeros, y.nans, y.infs)
         assert (x.l1, x.l2, x.linf) == pytest.approx((y.l1, y.l2, y.linf), rel=1e-12, nan_ok=True)
+
+
+@with_pairs
+@pytest.mark.parametrize("sizes", [(4,), (CHUNK + 5,), (3, 4 * CHUNK)])
+def test_sums_of_absolute_values_beyond_the_largest_number(place: Place, sizes: tuple[int, ...]) -> None:
+    tensors = [torch.full((size,), 5e307, dtype=torch.float64) for size in sizes]
+    tensors[-1][4:] = 1.0  # chunks that need no other unit beside one that does
+    found, expected = normclip.stats([place(tensor) for tensor in tensors]), TensorList(tensors).statistics()[0]
+    for name in ("sign_cosine", "density", "mean_abs", "l2"):
+        assert math.isfinite(getattr(expected, name))
+        assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-12)
 
 
 def test_moments_of_tensors_on_a_device(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Lists of device tensors in parts and tables."""
 
 import math
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import numpy as np
@@ -33,20 +34,39 @@ def test_norms_of_parts_give_the_norm_of_all(order: float) -> None:
 def test_tables_are_kept_while_memory_stays(place: Place, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     if "torch" in request.node.name:
         pytest.skip("plain torch has no tables")
-    from normclip._backends import cuda
+    from normclip._backends import tables
 
-    cuda._tables.cache_clear()
+    tables._tables.cache_clear()
+    tables._structures.cache_clear()
     uploads = []
-    monkeypatch.setattr(cuda, "_upload", lambda array, device, upload=cuda._upload: uploads.append(1) or upload(array, device))
+    monkeypatch.setattr(tables, "upload", lambda array, device, upload=tables.upload: uploads.append(array.size) or upload(array, device))
     tensors = [place(torch.ones(size)) for size in (3, CHUNK + 1)]
     for _ in range(3):
         normclip.clip_(tensors, 1.0)
-    assert len(uploads) == 1
+    structure, addresses = 3 * 3 + 3, 2
+    assert uploads == [structure, addresses]
+    normclip.clip_([place(torch.ones(size)) for size in (3, CHUNK + 1)], 1.0)
+    assert uploads == [structure, addresses, addresses], "new memory of the same sizes has the same structure"
+    del uploads[:]
     normclip.clip_(tensors[:1], 1.0)
-    assert len(uploads) == 2
+    assert uploads == [3 + 2, 1]
+    del uploads[:]
     for _ in range(3):
         normclip.dot(tensors, tensors)
-    assert len(uploads) == 3
+    assert uploads == [2 * addresses], "pairs have the structure of either side"
+
+
+def test_a_hundred_lists_in_turn_are_all_kept(place: Place, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    if "torch" in request.node.name:
+        pytest.skip("plain torch has no tables")
+    from normclip._backends import tables
+
+    lists = [[place(torch.ones(3))] for _ in range(100)]
+    for tensors in lists:
+        normclip.total_norm(tensors)
+    monkeypatch.setattr(tables, "upload", None)
+    for tensors in lists:
+        normclip.total_norm(tensors)
 
 
 def test_memory_that_is_taken_again_is_read_as_what_it_is_now(place: Place) -> None:
@@ -57,37 +77,95 @@ def test_memory_that_is_taken_again_is_read_as_what_it_is_now(place: Place) -> N
         assert exact_norm([halves], 2.0) == pytest.approx(TensorList([halves.cpu()]).norm(2.0), rel=1e-12)
 
 
-def test_each_stream_waits_once_for_a_table_and_a_capture_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    from normclip._backends import cuda
+@pytest.fixture
+def streams(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+    """CUDA as far as tables see it, without a device: the current stream, the events that it has waited for, and whether it captures."""
+    from normclip._backends import tables
 
     class Stream:
         def __init__(self, number: int) -> None:
-            self.cuda_stream, self.waits = number, 0
+            self.cuda_stream, self.waited = number, []
 
-        def record_event(self) -> str:
-            return "the upload"
+        def wait_event(self, event: object) -> None:
+            self.waited.append(event)
 
-        def wait_event(self, event: str) -> None:
-            assert event == "the upload"
-            self.waits += 1
+    class Numbers(np.ndarray):
+        def record_stream(self, stream: Stream) -> None:
+            pass
 
-    streams = [Stream(0), Stream(1)]
-    current, capturing = streams[0], False
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
-    monkeypatch.setattr(cuda, "_upload", lambda array, device: SimpleNamespace(record_stream=lambda stream: None))
-    cuda._tables.cache_clear()
-    device, layouts = torch.device("cuda", 0), [np.array([16, size, 2, 0]).tobytes() for size in (1, 2)]
+    class Event:
+        def __init__(self, *, external: bool) -> None:
+            assert external, "a capture cannot wait for any other"
+
+        def record(self, stream: Stream) -> None:
+            assert stream is seen.current
+
+    seen = SimpleNamespace(current=Stream(0), capturing=False, Stream=Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: seen.current)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: seen.capturing)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(tables, "_EXTERNAL", {"external": True})
+    monkeypatch.setattr(tables, "upload", lambda array, device: array.view(Numbers))
+    monkeypatch.setattr(tables, "_captured", {})
+    tables._tables.cache_clear()
+    tables._structures.cache_clear()
+    yield seen
+    tables._tables.cache_clear()
+    tables._structures.cache_clear()
+
+
+DEVICE = torch.device("cuda", 0)
+
+
+def layout(size: int, address: int = 16) -> bytes:
+    return np.array([address, size, 2, 0]).tobytes()
+
+
+def test_each_stream_waits_once_for_a_table(streams: SimpleNamespace) -> None:
+    from normclip._backends.tables import Chunking, table_of
+
+    both = [streams.current, streams.Stream(1)]
     tables = set()
-    for stream in [*streams, *streams]:
-        current = stream
-        tables.add(cuda._table(layouts[0], device, cuda.Tuning()))
-    assert len(tables) == 1
-    assert [stream.waits for stream in streams] == [1, 1]
-    current, capturing = Stream(2), True
-    assert cuda._table(layouts[0], device, cuda.Tuning()) in tables & cuda._captured
-    assert current.waits == 0
+    for stream in [*both, *both]:
+        streams.current = stream
+        tables.add(table_of(layout(1), DEVICE, Chunking()))
+        (table,) = tables
+        table.await_uploads()
+    ready = [table.structure.uploaded._ready, table.addresses._ready]
+    assert [stream.waited for stream in both] == [ready, ready]
+
+
+def test_every_capture_waits_for_the_uploads_whatever_its_stream_has_seen(streams: SimpleNamespace) -> None:
+    from normclip._backends.tables import Chunking, table_of
+
+    known = table_of(layout(1), DEVICE, Chunking())
+    known.await_uploads()
+    streams.capturing = True
+    for stream in (streams.Stream(2), streams.current, streams.current):
+        streams.current, stream.waited = stream, []
+        assert table_of(layout(1), DEVICE, Chunking()) is known
+        known.await_uploads()
+        assert stream.waited == [known.structure.uploaded._ready, known.addresses._ready]
     with pytest.raises(RuntimeError, match="make the same call once"):
-        cuda._table(layouts[1], device, cuda.Tuning())
-    cuda._captured.clear()
-    cuda._tables.cache_clear()
+        table_of(layout(2), DEVICE, Chunking())
+
+
+def test_what_captures_keep_grows_with_new_memory_alone(streams: SimpleNamespace) -> None:
+    from normclip._backends import tables
+
+    def capture(bytes_: bytes) -> tables.Table:
+        streams.capturing = False
+        tables.table_of(bytes_, DEVICE, tables.Chunking())
+        streams.capturing = True
+        table = tables.table_of(bytes_, DEVICE, tables.Chunking())
+        table.await_uploads()
+        return table
+
+    first = capture(layout(1))
+    for _ in range(3):
+        tables._tables.cache_clear()  # as after many other lists
+        assert capture(layout(1)) is first
+    assert list(tables._captured.values()) == [first]
+    moved = capture(layout(1, address=64))
+    assert moved.structure is first.structure
+    assert len(tables._captured) == 2

@@ -10,6 +10,8 @@ from torch import Tensor
 
 import normclip
 from normclip import _backends
+from normclip._backends.choose import serving
+from normclip._backends.protocol import Served
 
 pytestmark = [
     pytest.mark.gpu,
@@ -103,6 +105,37 @@ def test_a_graph_replays_with_new_gradients(clip: Callable[..., object]) -> None
             assert result.item() == expected.item()
         for parameter, other in zip(parameters, eager, strict=True):
             assert torch.equal(parameter.grad, other.grad)
+
+
+@pytest.mark.skipif(tuple(map(int, torch.__version__.split(".")[:2])) < (2, 9), reason="torch 2.8 has no external events")
+def test_a_raw_capture_waits_for_the_table_of_a_call_that_the_device_has_not_begun() -> None:
+    parameters, streams = parameters_of([(1 << 20,)]), [torch.cuda.Stream(), torch.cuda.Stream()]
+    exact = exact_norm([parameter.grad for parameter in parameters])
+    torch.cuda.synchronize()
+    with torch.cuda.stream(streams[0]):
+        torch.cuda._sleep(1_000_000_000)
+        normclip.total_norm(parameters[0].grad)  # the table is uploaded behind this
+    with torch.cuda.stream(streams[1]):
+        graph = torch.cuda.CUDAGraph()
+        graph.capture_begin()
+        norm = normclip.total_norm(parameters[0].grad)
+        graph.capture_end()
+        graph.replay()
+    torch.cuda.synchronize()
+    assert norm.item() == pytest.approx(exact, rel=1e-6)
+
+
+@pytest.mark.parametrize("in_pairs", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_both_ways_of_summing_are_exact_at_large_sizes(in_pairs: bool, dtype: torch.dtype) -> None:
+    from normclip._backends.cuda import Tuning
+
+    tensor = torch.randn((1 << 27) + 3, device="cuda", dtype=dtype)[3:]
+    exact = math.fsum(piece.double().square().sum().item() for piece in tensor.split(1 << 20))
+    absolutes = math.fsum(piece.double().abs().sum().item() for piece in tensor.split(1 << 20))
+    with serving(Served(tuning=Tuning(in_pairs=in_pairs))):
+        stats = normclip.stats(tensor)
+    assert (stats.l2, stats.l1) == pytest.approx((math.sqrt(exact), absolutes), rel=1e-12)
 
 
 @pytest.mark.filterwarnings("ignore:The CUDA Graph is empty")

@@ -1,4 +1,4 @@
-"""Programs of several processes that form a gloo group on this machine."""
+"""Programs of several processes that form a group on this machine: of gloo, or of another backend."""
 
 import datetime
 import os
@@ -37,15 +37,20 @@ def run_ranks(script: Path, size: int, folder: Path, *, timeout: float = 240.0) 
     return [pickle.loads((folder / f"result{rank}").read_bytes()) for rank in range(size)]
 
 
-def be_a_rank(scenarios: list[Callable[[int, int], Any]], dying: Callable[[int, int], Any]) -> None:
-    """Join the group, run the scenarios in order up to the first that fails, then one that the last rank does not survive."""
+def be_a_rank(scenarios: list[Callable[[int, int], Any]], dying: Callable[[int, int], Any] | None, backend: str = "gloo") -> None:
+    """Join the group, run the scenarios in order up to the first that fails, then one, if given, that the last rank does not survive.
+
+    With a backend that has NCCL each rank has a CUDA device of its own.
+    """
     import torch
     import torch.distributed as dist
 
     rank, size, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     torch.set_num_threads(1)
+    if "nccl" in backend:
+        torch.cuda.set_device(rank)
     store = dist.FileStore(str(folder / "store"), size)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=datetime.timedelta(seconds=60))
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=datetime.timedelta(seconds=60))
     found: dict[str, Any] = {}
 
     def run(scenario: Callable[[int, int], Any]) -> None:
@@ -59,5 +64,6 @@ def be_a_rank(scenarios: list[Callable[[int, int], Any]], dying: Callable[[int, 
         run(scenario)
         if found[scenario.__name__][0] == "raised":
             os._exit(0)
-    run(dying)
+    if dying is not None:
+        run(dying)
     os._exit(0)  # the group is broken, and nothing is left to be ended in good order

@@ -89,6 +89,7 @@ class DeviceBatch:
     def __init__(self, tensors: DeviceList, served: Served) -> None:
         self._tensors = tensors
         self._served = served
+        self._kept: dict[tuple[int, int], Part] = {}
 
     @property
     def is_torch(self) -> bool:
@@ -189,7 +190,7 @@ class DeviceBatch:
         """The indices among these whose tensors Rust does not serve."""
         if not indices:
             return []
-        at_home = {index for kind, _, members in self._tensors.devices if kind in self._served.rust for index in members}
+        at_home = {index for kind, _, members in self._devices if kind in self._served.rust for index in members}
         return [index for index in indices if index not in at_home]
 
     def _copies(self) -> dict[int, torch.Tensor]:
@@ -225,8 +226,21 @@ class DeviceBatch:
         return tensor.detach()
 
     def _parts(self, tensors: DeviceList, *, writable: bool) -> Iterator[tuple[Part, list[int]]]:
-        for device in tensors.devices:
-            yield _part_of(tensors, device, self._served, writable=writable), device[2]
+        if tensors is not self._tensors:
+            for device in tensors.devices:
+                yield _part_of(tensors, device, self._served, writable=writable), device[2]
+            return
+        for device in self._devices:
+            part = self._kept.get(device[:2])
+            if part is None:
+                part = _part_of(tensors, device, self._served, writable=writable)
+                if getattr(part, "lasting", False):
+                    self._kept[device[:2]] = part
+            yield part, device[2]
+
+    @cached_property
+    def _devices(self) -> list[tuple[int, int, list[int]]]:
+        return self._tensors.devices
 
 
 def dot(xs: DeviceList, ys: DeviceList, served: Served) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

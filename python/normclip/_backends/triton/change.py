@@ -6,7 +6,7 @@ Products of 16-bit and float32 elements are rounded to float32 and then to the e
 import triton
 import triton.language as tl
 
-from normclip._backends.triton.elements import ELEMENTS, ROW, tiles_of
+from normclip._backends.triton.elements import ELEMENTS, ROW, chunk_of, tiles_of
 
 # The modes of the kernel.
 CLIP = tl.constexpr(0)
@@ -71,9 +71,10 @@ def _change(address, count, factor, TYPE: tl.constexpr, WHAT: tl.constexpr, BYTE
             _map(address, count, factor, TYPE, WHAT, BYTES, UNROLL)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "addresses", "numbers"])
 def change(
-    table,
+    rows,
+    addresses,
     numbers,
     number: tl.float64,
     epsilon: tl.float64,
@@ -99,15 +100,13 @@ def change(
         # Not `factor < 1` alone: a factor of NaN has to make the elements NaN.
         busy = (size != 0.0) & ((factor < 1.0) | (factor != factor))
     if WHAT == SCALE_EACH:
-        numbers += tl.load(table + ROW * chunk + 2)
+        numbers += tl.load(rows + ROW * chunk.to(tl.int64))
     if WHAT != CLIP and numbers is not None:
         factor = tl.load(numbers)
         busy = factor != 1.0
     if busy:
-        address = tl.load(table + ROW * chunk)
-        packed = tl.load(table + ROW * chunk + 1)
-        count = (packed >> 3).to(tl.int32)
-        code = packed & 7
+        tensor, offset, count, code = chunk_of(rows, chunk)
+        address = tl.load(addresses + tensor) + offset
         for CODE in tl.static_range(4):
             if TYPES >> CODE & 1:
                 if code == CODE:

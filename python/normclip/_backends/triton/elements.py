@@ -6,7 +6,7 @@ import triton.language as tl
 # The element types, in the order of their numbers in the table of chunks. A set of types is a bit mask of these numbers.
 ELEMENTS = tl.constexpr((tl.float16, tl.bfloat16, tl.float32, tl.float64))
 
-# Numbers in a row of the table of chunks: address, elements << 3 | element type, number of the tensor.
+# Numbers in a row of the table of chunks: number of the tensor, distance from its address in bytes, elements << 3 | element type.
 ROW = tl.constexpr(3)
 
 # The scales of sums of squares: see `Squares` in rust/core/src/moments.rs.
@@ -14,6 +14,10 @@ UP = tl.constexpr(2.0**538)
 DOWN = tl.constexpr(2.0**-538)
 SAFE_LOW = tl.constexpr(2.0**-900)
 SAFE_HIGH = tl.constexpr(2.0**900)
+
+# A sum of |x| is of |x|·SHRINK where the largest |x| is HUGE or more: see `Largest::unit` there.
+HUGE = tl.constexpr(2.0**960)
+SHRINK = tl.constexpr(2.0**-64)
 
 INF = tl.constexpr(float("inf"))
 # Bytes of a vector load. Tiles begin at multiples of this, so that loads are aligned.
@@ -39,10 +43,18 @@ def number_of(bits):
 
 
 @triton.jit
-def power(x, order):
-    """x^order for 0 < x < inf, and 0 for other x: callers treat 0, infinities and NaN by themselves."""
-    usable = (x > 0.0) & (x < INF)
-    return tl.where(usable, tl.exp2(order * tl.log2(tl.where(usable, x, 1.0))), 0.0)
+def octave_of(x):
+    """A power of two that brings x into [1, 2), for float64 0 < x < inf; subnormal x come to 2^-52 or more."""
+    exponent = x.to(tl.int64, bitcast=True) >> 52
+    return (tl.minimum(tl.maximum(2046 - exponent, 1), 2045) << 52).to(tl.float64, bitcast=True)
+
+
+@triton.jit
+def chunk_of(rows, chunk):
+    """The row of a chunk: number of its tensor, distance from that tensor's address in bytes, elements, element type."""
+    place = rows + ROW * chunk.to(tl.int64)
+    packed = tl.load(place + 2)
+    return tl.load(place), tl.load(place + 1), (packed >> 3).to(tl.int32), packed & 7
 
 
 @triton.jit

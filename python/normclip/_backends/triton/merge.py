@@ -3,11 +3,12 @@
 import triton
 import triton.language as tl
 
-from normclip._backends.triton.elements import DOWN, INF, UP, bits_of, number_of, power
-from normclip._backends.triton.measure import INVERSE_POWERS, LARGEST, POWERS, SMALLEST, SQUARES
+from normclip._backends.triton.elements import DOWN, HUGE, INF, SHRINK, UP, bits_of, number_of
+from normclip._backends.triton.measure import CUBES, FOURTHS, INVERSE_POWERS, LARGEST, POWERS, SMALLEST, SQUARES
 
 # The number of columns of a moments partial: count, zeros, NaN, infinities, sum of |x|, squares (medium, small, large), largest |x|.
 COLUMNS = tl.constexpr(9)
+ABSOLUTES_COLUMN = tl.constexpr(4)
 
 
 @triton.jit
@@ -42,6 +43,13 @@ def _smallest(values, first, last, LANES: tl.constexpr):
 
 
 @triton.jit
+def _power(x, order):
+    """x^order for 0 < x < inf, and 0 for other x: callers treat 0, infinities and NaN by themselves."""
+    usable = (x > 0.0) & (x < INF)
+    return tl.where(usable, tl.exp2(order * tl.log2(tl.where(usable, x, 1.0))), 0.0)
+
+
+@triton.jit
 def root_of(medium, small, large):
     """The square root of a sum of squares that is given at three scales, as `measure` writes it."""
     ordinary = tl.sqrt(medium + small * DOWN * DOWN)
@@ -49,7 +57,7 @@ def root_of(medium, small, large):
     return tl.where(large != 0.0, tl.sqrt(large + medium * DOWN * DOWN) * UP, ordinary)
 
 
-@triton.jit(do_not_specialize=["chunks"])
+@triton.jit(do_not_specialize=["partials", "chunks", "exact", "rounded"])
 def norm(partials, chunks, exact, rounded, order: tl.float64, TYPES: tl.constexpr, WHAT: tl.constexpr, LANES: tl.constexpr):
     """The norm of all chunks, in one program: in float64, and in the type of `rounded`."""
     stride = tl.full([], 0, tl.int64) + chunks
@@ -65,18 +73,18 @@ def norm(partials, chunks, exact, rounded, order: tl.float64, TYPES: tl.constexp
         found = _largest(partials, 0, chunks, LANES)
     elif WHAT == SMALLEST:
         found = _smallest(partials, 0, chunks, LANES)
-    elif WHAT == POWERS or WHAT == INVERSE_POWERS:
+    elif WHAT == POWERS or WHAT == INVERSE_POWERS or WHAT == CUBES or WHAT == FOURTHS:
         order = tl.full([], order, tl.float64)
-        if WHAT == POWERS:
-            scale = _largest(partials, 0, chunks, LANES)
-        else:
+        if WHAT == INVERSE_POWERS:
             scale = _smallest(partials, 0, chunks, LANES)
+        else:
+            scale = _largest(partials, 0, chunks, LANES)
         lanes = tl.arange(0, LANES)
         powers = tl.zeros([LANES], tl.float64)
         for start in range(0, chunks, LANES):
             inside = start + lanes < chunks
             own = tl.load(partials + start + lanes, mask=inside, other=0.0)
-            powers += power(own / scale, order) * tl.load(partials + stride + start + lanes, mask=inside, other=0.0)
+            powers += _power(own / scale, order) * tl.load(partials + stride + start + lanes, mask=inside, other=0.0)
         # If the scale is 0, inf or NaN, the norm is the scale.
         usable = (scale > 0.0) & (scale < INF)
         root = tl.exp2(tl.log2(tl.where(usable, tl.sum(powers, 0), 1.0)) / order)
@@ -87,16 +95,35 @@ def norm(partials, chunks, exact, rounded, order: tl.float64, TYPES: tl.constexp
     tl.store(rounded, found.to(rounded.dtype.element_ty))
 
 
-@triton.jit(do_not_specialize=["chunks"])
+@triton.jit
+def _add_up_absolutes(absolutes, largests, first, last, LANES: tl.constexpr):
+    """Σ|x| of some chunks, of which those with an element of HUGE or more give Σ|x|·SHRINK. So does the result, if any chunk has one."""
+    lanes = tl.arange(0, LANES)
+    one = tl.full([], 1.0, tl.float64)
+    unit = tl.where(_largest(largests, first, last, LANES) >= HUGE, one * SHRINK, one)
+    total = tl.zeros([LANES], tl.float64)
+    for start in range(first, last, LANES):
+        inside = start + lanes < last
+        largest = tl.load(largests + start + lanes, mask=inside, other=0.0)
+        total += tl.load(absolutes + start + lanes, mask=inside, other=0.0) * tl.where(largest >= HUGE, one, unit)
+    return tl.sum(total, 0)
+
+
+@triton.jit(do_not_specialize=["partials", "chunks", "segments", "moments"])
 def tabulate(partials, chunks, segments, moments, PER_PROGRAM: tl.constexpr, LANES: tl.constexpr):
     """Merges the moments of chunks segments[tensor] .. segments[tensor + 1] to one row for each tensor."""
     tensor = tl.program_id(0).to(tl.int64)
     first = tl.load(segments + tensor).to(tl.int32)
     last = tl.load(segments + tensor + 1).to(tl.int32)
+    stride = tl.full([], 0, tl.int64) + chunks
+    largests = partials + (COLUMNS - 1) * stride
     for k in tl.static_range(PER_PROGRAM):
         column = tl.program_id(1) * PER_PROGRAM + k
-        values = partials + column.to(tl.int64) * chunks
+        values = partials + column * stride
+        place = moments + tensor * COLUMNS + column
         if column == COLUMNS - 1:
-            tl.store(moments + tensor * COLUMNS + column, _largest(values, first, last, LANES))
+            tl.store(place, _largest(values, first, last, LANES))
+        elif column == ABSOLUTES_COLUMN:
+            tl.store(place, _add_up_absolutes(values, largests, first, last, LANES))
         else:
-            tl.store(moments + tensor * COLUMNS + column, add_up(values, first, last, LANES))
+            tl.store(place, add_up(values, first, last, LANES))

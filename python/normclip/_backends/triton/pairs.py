@@ -6,7 +6,7 @@ Error bound: 1e-12·Σ|xy|, also where products or their sum come near the limit
 import triton
 import triton.language as tl
 
-from normclip._backends.triton.elements import DOWN, ELEMENTS, ROW, SAFE_HIGH, SAFE_LOW, UP, tiles_of
+from normclip._backends.triton.elements import DOWN, ELEMENTS, SAFE_HIGH, SAFE_LOW, UP, chunk_of, tiles_of
 from normclip._backends.triton.merge import add_up, root_of
 
 
@@ -88,15 +88,13 @@ def _products(
         tl.store(place + 8 * stride, yy_large)
 
 
-@triton.jit(do_not_specialize=["chunks"])
-def products(table, partials, chunks, TYPES: tl.constexpr, BYTES: tl.constexpr, UNROLL: tl.constexpr):
-    """Writes a partial for each pair of chunks. A row of the table has two addresses and elements << 3 | element type."""
+@triton.jit(do_not_specialize=["rows", "addresses", "partials", "chunks"])
+def products(rows, addresses, partials, chunks, TYPES: tl.constexpr, BYTES: tl.constexpr, UNROLL: tl.constexpr):
+    """Writes a partial for each pair of chunks. A pair of tensors has two addresses, one after the other."""
     chunk = tl.program_id(0)
-    x = tl.load(table + ROW * chunk)
-    y = tl.load(table + ROW * chunk + 1)
-    packed = tl.load(table + ROW * chunk + 2)
-    count = (packed >> 3).to(tl.int32)
-    code = packed & 7
+    pair, offset, count, code = chunk_of(rows, chunk)
+    x = tl.load(addresses + 2 * pair) + offset
+    y = tl.load(addresses + 2 * pair + 1) + offset
     place = partials + chunk
     stride = tl.full([], 0, tl.int64) + chunks
     SCALES: tl.constexpr = TYPES & 8 != 0
@@ -106,7 +104,7 @@ def products(table, partials, chunks, TYPES: tl.constexpr, BYTES: tl.constexpr, 
                 _products(x, y, count, place, stride, ELEMENTS[CODE], SCALES, BYTES, UNROLL)
 
 
-@triton.jit(do_not_specialize=["chunks"])
+@triton.jit(do_not_specialize=["partials", "chunks", "found"])
 def dot(partials, chunks, found, TYPES: tl.constexpr, LANES: tl.constexpr):
     """Σxy, √Σx², √Σy² and the cosine, in one program."""
     stride = tl.full([], 0, tl.int64) + chunks

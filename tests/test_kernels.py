@@ -1,0 +1,133 @@
+"""The CUDA kernels, compiled for GPUs that are not there and taken apart: what they load, what they cost, what they must not contain."""
+
+import importlib.util
+import re
+import sys
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+triton = pytest.importorskip("triton", reason="Triton comes with torch for CUDA")
+try:
+    TOOLS = all(Path(getattr(triton.knobs.nvidia, name).path).exists() for name in ("ptxas", "cuobjdump", "nvdisasm"))
+except (AttributeError, RuntimeError):
+    TOOLS = False
+pytestmark = pytest.mark.skipif(not TOOLS, reason="this Triton comes without ptxas, cuobjdump and nvdisasm")
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"benches_{name}", Path(__file__).parents[1] / "benches" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+compiled = load("compiled")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+
+
+@cache
+def counts(kernel: Any, architecture: int) -> Any:
+    return compiled.counts(kernel.compiled(architecture))
+
+
+def ptx(kernel: Any) -> str:
+    text: str = kernel.compiled(90).asm["ptx"]
+    return text
+
+
+UNROLL = compiled.TUNING.unroll
+EXACT = ("SQUARES", "ABSOLUTES", "MOMENTS")
+DTYPES = ("bfloat16", "float32")
+ELEMENTS_OF_A_LOAD = {"bfloat16": 8, "float32": 4, "float64": 2}
+
+
+# ---- What they load and store ----
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64", "all"])
+@pytest.mark.parametrize("what", ["SQUARES", "MOMENTS"])
+def test_reading_compiles_to_loads_of_16_bytes(what: str, dtype: str) -> None:
+    found = ptx(compiled.reading(what, dtype))
+    assert len(re.findall(r"ld\.global\.v(4\.b32|2\.b64)", found)) >= UNROLL
+    assert not re.findall(r"\b(atom|red)\.", found), "no atomics, so the same bits on every run"
+
+
+def test_changing_compiles_to_stores_of_16_bytes_and_rounds_to_nearest() -> None:
+    found = ptx(compiled.changing("CLIP", "bfloat16"))
+    assert len(re.findall(r"st\.global\.v4\.b32", found)) >= UNROLL
+    assert set(re.findall(r"cvt\.(\w+)\.bf16\w*\.f32", found)) == {"rn"}
+
+
+def test_every_kernel_compiles() -> None:
+    for what in ("SMALLEST", "NONZEROS", "POWERS", "INVERSE_POWERS"):
+        compiled.reading(what, "float64").compiled(90)
+        compiled.merging(what, "float64").compiled(90)
+    for what in ("SCALE", "CLAMP", "ZERO_NONFINITE"):
+        compiled.changing(what, "all", numbers=None).compiled(90)
+    compiled.changing("SCALE_EACH", "all").compiled(90)
+    compiled.DOT.compiled(90)
+
+
+# ---- Where float64 is slow ----
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("what", "architecture"), [*((what, 86) for what in EXACT), ("SQUARES", 120)])
+def test_sums_in_pairs_have_no_float64_in_their_loop(what: str, dtype: str, architecture: int) -> None:
+    found = counts(compiled.reading(what, dtype, in_pairs=True), architecture)
+    # The first loop is the one that all chunks go through. Later ones are for chunks beyond the range of float32.
+    assert found.loops[0].doubles == 0
+    assert any(loop.doubles > 0 for loop in found.loops[1:])
+
+
+def test_instructions_of_float64_are_recognised() -> None:
+    for dtype, kinds in (("bfloat16", 3), ("float32", 3), ("float64", 2)):
+        loop = counts(compiled.reading("MOMENTS", dtype), 90).loops[0]
+        assert loop.doubles >= kinds * loop.loads * ELEMENTS_OF_A_LOAD[dtype]
+
+
+def test_squares_in_pairs_keep_their_error() -> None:
+    """A square is rounded by itself, its error is had by a fused multiply-add, nothing else is fused, and subnormal numbers are kept."""
+    kernel = compiled.reading("SQUARES", "float32", in_pairs=True).compiled(90)
+    assert ".ftz" not in kernel.asm["ptx"]
+    assert "fma.rn.f32" in kernel.asm["ptx"]
+    main = compiled.bodies(kernel)[0]
+    squares, errors = (sum(1 for line in main if re.match(rf"(@!?U?P\d )?{name}\b", line)) for name in ("FMUL", "FFMA"))
+    assert squares == errors == UNROLL * ELEMENTS_OF_A_LOAD["float32"]
+
+
+# ---- What they cost ----
+
+
+@pytest.mark.parametrize("architecture", [90, 100])
+@pytest.mark.parametrize("dtype", [*DTYPES, "float64"])
+@pytest.mark.parametrize(("what", "registers"), [("SQUARES", 48), ("MOMENTS", 64)])
+def test_enough_is_in_flight_and_nothing_spilled(what: str, registers: int, dtype: str, architecture: int) -> None:
+    found = counts(compiled.reading(what, dtype), architecture)
+    assert found.spilled == 0
+    assert found.registers <= registers
+    assert found.bytes_in_flight(compiled.TUNING.warps, architecture) >= 1024 * max(compiled.needed().values())
+
+
+@pytest.mark.parametrize("name", ["tabulate short", "tabulate", "norm of squares", "norm of largest"])
+def test_merging_spills_nothing(name: str) -> None:
+    (kernel,) = (kernel for kernel in compiled.kernels(90) if kernel.name == name)
+    assert counts(kernel, 90).spilled == 0
+
+
+@pytest.mark.parametrize("what", ["CUBES", "FOURTHS"])
+def test_cubes_and_fourth_powers_are_multiplications(what: str) -> None:
+    largest, powers = counts(compiled.reading(what, "float32"), 90).loops[0], counts(compiled.reading(what, "float32"), 90).loops[-1]
+    assert largest.doubles == 0
+    assert 0 < powers.instructions <= 12 * powers.loads * ELEMENTS_OF_A_LOAD["float32"]

@@ -1,0 +1,121 @@
+"""Launches of the CUDA kernels, compiled for a GPU that is not there and launched on nothing."""
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+triton = pytest.importorskip("triton", reason="Triton comes with torch for CUDA")
+
+import normclip  # noqa: E402
+from normclip import _backends  # noqa: E402
+
+from .test_kernels import load, own_cache, pytestmark  # noqa: E402, F401
+
+host = load("host")
+
+
+@pytest.fixture
+def driver() -> Iterator[Any]:
+    with host.no_driver() as driver:
+        yield driver
+
+
+def parameters_of(sizes: tuple[int, ...], dtype: Any = None) -> list[Any]:
+    parameters = [torch.nn.Parameter(torch.zeros(size, dtype=dtype)) for size in sizes]
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    return parameters
+
+
+def test_a_kernel_goes_through_triton_once_and_is_launched_directly_from_then_on(driver: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = []
+    run = triton.JITFunction.run
+    monkeypatch.setattr(triton.JITFunction, "run", lambda self, *args, **keywords: runs.append(1) or run(self, *args, **keywords))
+    for sizes in ((3,), (5, 40000), (1,)):
+        parameters = parameters_of(sizes)
+        for _ in range(2):
+            normclip.clip_grad_norm_(parameters, 0.5)
+    assert driver.launched == ["measure", "norm", "change"] * 6
+    assert len(runs) == 3
+
+
+def test_whatever_cannot_be_launched_directly_goes_through_triton(driver: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton.compiler, "CompiledKernel", SimpleNamespace)
+    for _ in range(2):
+        normclip.clip_grad_norm_(parameters_of((3,)), 0.5)
+    assert driver.launched == ["measure", "norm", "change"] * 2
+
+
+def test_other_types_modes_and_arguments_are_other_kernels(driver: Any) -> None:
+    single, double = parameters_of((3,)), parameters_of((3,), torch.float64)
+    for _ in range(2):
+        for parameters in (single, double):
+            grads = [parameter.grad for parameter in parameters]
+            normclip.total_norm(grads)
+            normclip.scale_(grads, 0.5)
+            _backends.collect(grads, writable=True).scale_(torch.tensor(0.5, dtype=torch.float64))
+    # Of each type, and the second time none: a norm, and a factor by number and by tensor.
+    assert sorted(driver.loaded) == ["change"] * 4 + ["measure"] * 2 + ["norm"] * 2
+
+
+def test_no_kernel_is_compiled_for_the_addresses_that_it_gets(driver: Any) -> None:
+    """The first chunks of tensors follow the rows of the table, at an address that is a multiple of 16 or is not."""
+    for sizes in ((3,), (3, 5), (3, 5, 7), (100_000,), (3, 100_000)):
+        memory = torch.ones(sum(sizes) + 1)[1:]
+        normclip.stats(list(memory.split(sizes)))
+        normclip.clip_(list(memory.split(sizes)), 0.5)
+    assert sorted(driver.loaded) == ["change", "measure", "measure", "norm", "tabulate"]
+
+
+@pytest.mark.parametrize("kernel", host.KERNELS, ids=lambda kernel: kernel.__name__)
+def test_no_argument_decides_which_variant_of_a_kernel_is_compiled(kernel: Any) -> None:
+    """What is compiled for one launch is launched with other arguments: none may have been taken for aligned, or for the number 1."""
+    for parameter in kernel.params:
+        assert parameter.is_constexpr or parameter.do_not_specialize or parameter.annotation_type == "fp64", parameter.name
+
+
+def test_every_launch_says_whether_to_fuse(driver: Any) -> None:
+    """Triton 3.9 warns of a launch that leaves it open, and 3.10 takes the other default."""
+    found = []
+    run = triton.JITFunction.run
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triton.JITFunction, "run", lambda self, *args, **keywords: found.append(keywords) or run(self, *args, **keywords))
+        grads = [parameter.grad for parameter in parameters_of((3,))]
+        normclip.clip_(grads, 0.5)
+        normclip.stats(grads)
+        normclip.dot(grads, grads)
+        normclip.clamp_(grads, 0.5)
+    assert len(found) == 8
+    assert {keywords["enable_fp_fusion"] for keywords in found} == {True}
+
+
+FAST, SLOW = ((8, 0), (9, 0), (10, 0)), ((7, 5), (8, 6), (8, 9), (10, 3), (12, 0))
+
+
+@pytest.mark.parametrize(("capability", "in_pairs"), [*((fast, False) for fast in FAST), *((slow, True) for slow in SLOW)])
+def test_the_device_decides_how_sums_are_taken(capability: tuple[int, int], in_pairs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from normclip._backends import launch
+
+    monkeypatch.setattr(launch, "capability", lambda device: capability)
+    launch.sums_in_pairs.cache_clear()
+    try:
+        assert launch.sums_in_pairs(torch.device("cuda", 0)) == in_pairs
+        assert not launch.sums_in_pairs(torch.device("cpu"))
+    finally:
+        launch.sums_in_pairs.cache_clear()
+
+
+def test_sums_in_pairs_are_compiled_without_fusing(driver: Any) -> None:
+    from normclip._backends.choose import serving
+    from normclip._backends.cuda import Tuning
+    from normclip._backends.protocol import Served
+
+    kept = []
+    run = triton.JITFunction.run
+    with pytest.MonkeyPatch.context() as patch, serving(Served(rust=(), triton=(1,), tuning=Tuning(in_pairs=True))):
+        patch.setattr(triton.JITFunction, "run", lambda self, *args, **keywords: kept.append(run(self, *args, **keywords).metadata))
+        normclip.total_norm([torch.ones(5)])
+    assert {metadata.enable_fp_fusion for metadata in kept} == {False}
