@@ -16,7 +16,7 @@ import torch
 
 import normclip
 from normclip import Moments, _core, rules
-from normclip.optim import ClippedSGD
+from normclip.optim import ClippedAdamW, ClippedSGD
 from normclip.thresholds import AdaGN, AutoClip, ZClip
 from support.tensors import raw
 
@@ -104,6 +104,16 @@ def stepped(**settings: Any) -> Callable[[], Any]:
     return step
 
 
+def stepped_adamw(**settings: Any) -> Callable[[], Any]:
+    def step() -> Any:
+        optimizers = [ClippedAdamW([parameter], 0.3, rule=1e-310, eps=1e-300, **settings) for parameter in parameters()]
+        for optimizer in optimizers:
+            optimizer.step()
+        return [list(optimizer.state.values()) + optimizer.param_groups[0]["params"] for optimizer in optimizers]
+
+    return step
+
+
 def of_gradients(call: Callable[[Any], Any]) -> Callable[[], Any]:
     def measured() -> Any:
         found = []
@@ -144,6 +154,9 @@ CALLS: dict[str, Callable[[], Any]] = {
     "clip_grads_ by groups": of_gradients(lambda ps: normclip.clip_grads_(ps, limits={"a": 1e-310}, groups=lambda _: "a")),
     "ClippedSGD": stepped(),
     "ClippedSGD of Nesterov": stepped(nesterov=True, weight_decay=0.01),
+    "ClippedSGD within limits": stepped(descent_limit=1e-310, update_rms_limit=1e-310),
+    "ClippedAdamW": stepped_adamw(),
+    "ClippedAdamW within limits": stepped_adamw(amsgrad=True, descent_limit=1e-310, update_rms_limit=1e-310),
     **{
         f"{rule}": lambda rule=rule: [number for n in NORMS for number in (rule.coefficient(n), rule.multiplier(n))]
         for rule in (

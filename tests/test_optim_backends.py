@@ -80,9 +80,9 @@ def buffer_of_another_shape(parameter: nn.Parameter, optimizer: ClippedSGD) -> N
         (
             buffer_of_another_type,
             TypeError,
-            r"the momentum buffer of param_groups\[1\]\['params'\]\[2\] \(torch.float64.* differ in element type",
+            r"the momentum_buffer of param_groups\[1\]\['params'\]\[2\] \(torch.float64.* differ in element type",
         ),
-        (buffer_of_another_shape, ValueError, r"the momentum buffer of param_groups\[1\].* have different shapes"),
+        (buffer_of_another_shape, ValueError, r"the momentum_buffer of param_groups\[1\].* have different shapes"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

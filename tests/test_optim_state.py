@@ -138,6 +138,8 @@ def _with(**settings: Any) -> Callable[[dict[str, Any]], object]:
         (_with(lr="fast"), r"param_groups\[1\]: "),
         (_with(lr=None), r"param_groups\[1\]: "),
         (_with(momentum=-0.1), r"param_groups\[1\]: momentum is -0.1"),
+        (_with(dampening="0.5"), r"param_groups\[1\]: dampening is '0.5': pass a number"),
+        (_with(dampening=None), r"param_groups\[1\]: dampening is a NoneType: pass a number"),
         (_with(dampening=math.nan), r"param_groups\[1\]: dampening is nan"),
         (_with(weight_decay=math.inf), r"param_groups\[1\]: weight_decay is inf"),
         (_with(momentum=0.0, nesterov=True), r"param_groups\[1\]: nesterov needs a momentum above 0"),

@@ -51,7 +51,7 @@ def test_pages(page: str, session: None) -> None:
             exec(compile(block, str(PAGES[page]), "exec"), names)
 
 
-NAMES = ("clip", "clip_grads", "distributed", "norms", "optim.sgd", "patch", "products", "statistics")
+NAMES = ("clip", "clip_grads", "distributed", "norms", "optim.adamw", "optim.limited", "optim.sgd", "patch", "products", "statistics")
 MODULES = [f"normclip.{name}" for name in NAMES] + [f"normclip.monitor.{name}" for name in ("monitor", "plot", "sinks", "trackers")]
 
 

@@ -18,6 +18,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, PrepareModuleInpu
 import normclip
 import normclip._backends.shards
 from normclip import distributed
+from support import stepping
 from support.ranks import be_a_rank
 from support.sharded import (
     ORDERS,
@@ -383,6 +384,7 @@ SCENARIOS = [
     groups_without_gradients,
     monitored,
     monitored_error,
+    *stepping.SCENARIOS,
     late_rank,
 ]
 

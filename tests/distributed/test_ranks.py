@@ -34,6 +34,11 @@ NAMES = (
     "groups_without_gradients",
     "monitored",
     "monitored_error",
+    "steps_of_shards",
+    "steps_take_one_collective",
+    "steps_that_fail_on_one_rank",
+    "steps_without_gradients_on_one_rank",
+    "checkpoints_of_shards",
     "late_rank",
     "killed_rank",
 )

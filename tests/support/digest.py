@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import normclip
-from normclip.optim import ClippedSGD
+from normclip.optim import ClippedAdamW, ClippedSGD
 from support.tensors import DTYPES, EXPONENTS, LAYOUTS, NO_DOUBLES, REAL_DTYPES, WRITABLE_LAYOUTS, Recipe, raw
 
 SIZES = (0, 1, 15, 31, 32, 33, 100, 1023, 1025, 65_535, 65_537, 140_000)
@@ -60,14 +60,18 @@ def changed(tensor: Any, change: Callable[[Any], None]) -> str:
 
 
 def stepped(dtype: str) -> list[str]:
-    """Digests of parameters and momentum after steps with all that a step can have."""
+    """Digests of parameters and states after steps with all that a step can have."""
     parameters = [torch.nn.Parameter(Recipe(dtype, size, library="torch", exponents=(-8, 8), seed=size).make()) for size in SIZES]
     optimizer = ClippedSGD(parameters, 0.1, 1.0, momentum=0.9, nesterov=True, weight_decay=0.01)
     for step in range(3):
         for parameter, size in zip(parameters, SIZES, strict=True):
             parameter.grad = Recipe(dtype, size, library="torch", exponents=(-8, 8), seed=step).make()
         optimizer.step()
-    tensors = [tensor for parameter in parameters for tensor in (parameter, optimizer.state[parameter]["momentum_buffer"])]
+    adamw = ClippedAdamW(parameters, 0.1, rule=1.0, amsgrad=True, descent_limit=1.0, update_rms_limit=0.5)
+    for _ in range(2):
+        adamw.step()
+    tensors = [tensor for parameter in parameters for each in (optimizer, adamw) for tensor in each.state[parameter].values()]
+    tensors += parameters
     return [hashlib.sha256(raw(tensor)).hexdigest() for tensor in tensors]
 
 

@@ -35,10 +35,10 @@ def set_gradients(parameters: list[nn.Parameter], seed: int) -> None:
 
 
 def bits(optimizer: torch.optim.Optimizer) -> list[bytes]:
-    """All parameters and buffers."""
+    """All parameters and states."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    buffers = [optimizer.state.get(parameter, {}).get("momentum_buffer") for parameter in parameters]
-    return [raw(tensor) for tensor in (*parameters, *buffers) if tensor is not None]
+    states = [state for parameter in parameters for state in optimizer.state.get(parameter, {}).values()]
+    return [raw(tensor) for tensor in (*parameters, *states) if tensor is not None]
 
 
 def run(optimizer: torch.optim.Optimizer, steps: range) -> None:

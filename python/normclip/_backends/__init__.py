@@ -3,17 +3,30 @@
 The rest of the package imports from here, and from no module below. The architecture document has a line for each of these modules.
 """
 
-from normclip._backends.choose import clip_grads, collect, collect_grads, dot, moments, optimizer_step, sharing_errors, warn_caller
-from normclip._backends.protocol import AnyNorm, Batch, Member, Norm, Settings, Step
+from normclip._backends.choose import (
+    clip_grads,
+    collect,
+    collect_grads,
+    dot,
+    moments,
+    optimizer_step,
+    share_error,
+    sharing_errors,
+    warn_caller,
+)
+from normclip._backends.protocol import AdamWSettings, AnyNorm, Batch, Norm, Settings, SGDSettings, Step
 from normclip._backends.totals import hard_coefficient
+from normclip._core import Stepper
 
 __all__ = [
+    "AdamWSettings",
     "AnyNorm",
     "Batch",
-    "Member",
     "Norm",
+    "SGDSettings",
     "Settings",
     "Step",
+    "Stepper",
     "clip_grads",
     "collect",
     "collect_grads",
@@ -21,6 +34,7 @@ __all__ = [
     "hard_coefficient",
     "moments",
     "optimizer_step",
+    "share_error",
     "sharing_errors",
     "warn_caller",
 ]

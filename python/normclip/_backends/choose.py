@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from normclip import _core
 from normclip._backends import local
-from normclip._backends.protocol import USUAL, Batch, Member, Served, Step
-from normclip._core import DeviceList, Moments, NotOnCPU, TensorList
+from normclip._backends.protocol import USUAL, Batch, Served, Step
+from normclip._core import DeviceList, Moments, NotOnCPU, Stepper, TensorList
 
 if TYPE_CHECKING:
     import torch
@@ -38,20 +38,62 @@ def serving(served: Served) -> Iterator[None]:
         _served = previous
 
 
-def optimizer_step(members: list[Member]) -> Step:
-    """One optimizer step of these parameters, checked and not yet taken.
+def optimizer_step(stepper: Stepper, groups: list[dict[str, Any]], states: dict[Any, Any], counts: list[int], make: Any) -> Step:
+    """One optimizer step of those parameters of these groups that have a gradient, checked and not yet taken.
+
+    Args:
+        stepper: The formula.
+        groups: Parameter groups of an optimizer.
+        states: What the optimizer keeps, by parameter. It is not changed.
+        counts: How many tensors it keeps for each parameter of a group.
+        make: Returns a new tensor to keep for a parameter, by the parameter and the name.
 
     Raises:
         TypeError, ValueError: One of the tensors cannot be read or written; the message names it.
     """
     if _served is USUAL:
         try:
-            return _core.Step(members)
+            step = stepper.take(groups, states, counts, make)
         except NotOnCPU:
             pass
-    from normclip._backends.steps import DeviceStep
+        except Exception:
+            # DTensors have no memory of their own, so Rust refuses them. Looking for them only now keeps the common path fast.
+            if not _has_shards(_parameters(groups), grads=False):
+                raise
+        else:
+            # A DTensor without a gradient on this rank may have one on others, whose collective waits for this rank.
+            if step.is_complete or not _has_shards(_parameters(groups), grads=False):
+                return step
 
-    return DeviceStep(members, _served)
+    def on_devices(members: list[Any], fresh: list[Any]) -> Step:
+        from normclip._backends.steps import DeviceStep
+
+        return DeviceStep(stepper, members, fresh, _served)
+
+    def local_step(members: list[Any]) -> Step:
+        try:
+            return stepper.take_members(members)
+        except NotOnCPU:
+            return on_devices(members, [])
+
+    if _has_shards(_parameters(groups), grads=False):
+        from normclip._backends.shard_steps import ShardStep
+
+        return ShardStep(stepper, groups, states, counts, make, local_step)
+    return on_devices(*stepper.members(groups, states, counts, make))
+
+
+def share_error(groups: list[dict[str, Any]], error: Exception) -> None:
+    """Tell the other ranks that hold parts of these parameters of an error of this rank, and raise it. Without such ranks, do nothing."""
+    parameters = _parameters(groups)
+    if _has_shards(parameters, grads=False):
+        from normclip._backends.shards import Shards
+
+        Shards(parameters, grads=True, writable=False, process_groups=()).fail(error)
+
+
+def _parameters(groups: list[dict[str, Any]]) -> list[Any]:
+    return [parameter for group in groups for parameter in group["params"]]
 
 
 def collect(tensors: Any, *, writable: bool = False, process_groups: Sequence[ProcessGroup] | None = None) -> Batch:

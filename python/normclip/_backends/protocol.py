@@ -77,13 +77,12 @@ class Batch(Protocol):
         """Raise if a tensor's memory was replaced since the batch was made. Call it before writing if user code has run since then."""
 
 
-Member: TypeAlias = "tuple[int, int, torch.Tensor, torch.Tensor, list[torch.Tensor], bool]"
+Member: TypeAlias = "tuple[int, int, torch.Tensor, torch.Tensor, list[torch.Tensor], torch.Tensor | int]"
 """A parameter in an optimizer step: the number of its group, its position there, the parameter, its gradient, the tensors that the
-optimizer keeps for it (for SGD the momentum buffer, or none), and whether these are new. A new momentum buffer holds zeros, and its first
-update is not dampened."""
+optimizer keeps for it, and how many steps it has taken: a number, or the tensor that counts them. New tensors hold zeros."""
 
 
-class Settings(NamedTuple):
+class SGDSettings(NamedTuple):
     """The settings of one parameter group for a step of gradient descent."""
 
     lr: float
@@ -93,9 +92,42 @@ class Settings(NamedTuple):
     nesterov: bool
     maximize: bool
 
+    @property
+    def states(self) -> int:
+        """How many tensors are kept for a parameter."""
+        return int(self.momentum != 0.0)
+
+
+class AdamWSettings(NamedTuple):
+    """The settings of one parameter group for a step of AdamW."""
+
+    lr: float
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    amsgrad: bool
+    maximize: bool
+
+    @property
+    def states(self) -> int:
+        """How many tensors are kept for a parameter, besides the number of its steps."""
+        return 3 if self.amsgrad else 2
+
+
+Settings: TypeAlias = "SGDSettings | AdamWSettings"
+
 
 class Step(Protocol):
     """An optimizer step whose tensors have been checked. :class:`~normclip._core.Step` is one."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there are no parameters with a gradient."""
+
+    @property
+    def fresh(self) -> list[tuple[torch.Tensor, str, torch.Tensor]]:
+        """The tensors that the optimizer is to keep once the step is taken: the parameter, the name, and the tensor."""
 
     def norm(self) -> AnyNorm:
         """The L2 norm of all gradients."""
@@ -103,8 +135,16 @@ class Step(Protocol):
     def check_unchanged(self) -> None:
         """As for :class:`Batch`."""
 
-    def step_(self, coefficient: Any, settings: list[Settings]) -> list[Any]:
+    def measure(self, coefficient: Any, settings: list[Any]) -> list[tuple[float, float, int]]:
+        """For each parameter, Σu·g and Σu² of the direction u in which it would go, and the number of its elements.
+
+        g is the gradient of what is minimized, as it is in memory, and u is of the gradient times the coefficient.
+        """
+
+    def step_(self, coefficient: Any, settings: list[Any], paces: list[float] | None = None) -> list[Any]:
         """Update the parameters, with gradients multiplied by the coefficient and the settings of each group.
+
+        With ``paces``, the learning rate of each parameter is multiplied by one of these.
 
         Returns the tensors to pass to ``mark_written``.
         """

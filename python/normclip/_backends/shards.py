@@ -104,8 +104,8 @@ class Shards:
                 mesh_number, coordinate = self._place(tensor.device_mesh)
                 placements = tensor.placements
                 partial = any(placement.is_partial() for placement in placements)
-                shard = _local(tensor)
-                whole = _local(_reduced(tensor)) if partial else shard
+                shard = local_shard(tensor)
+                whole = local_shard(reduced(tensor)) if partial else shard
                 # Reducing a Partial placement makes replicas. Only the first replica, at coordinate 0, is counted.
                 replicated = (placement.is_replicate() or placement.is_partial() for placement in placements)
                 counts = not any(at and copy for at, copy in zip(coordinate, replicated, strict=True))
@@ -333,14 +333,14 @@ def _groups_of(mesh: DeviceMesh) -> list[ProcessGroup]:
     return [mesh.get_group(dim) for dim in reversed(range(mesh.ndim))]
 
 
-def _local(tensor: DTensor) -> Any:
+def local_shard(tensor: DTensor) -> Any:
     """This rank's shard, as a plain tensor. To be called under ``no_grad``, where ``to_local`` records nothing."""
     shard = tensor.to_local()
     wait = getattr(shard, "wait", None)  # an AsyncCollectiveTensor is filled by a collective that may still run
     return shard if wait is None else wait()
 
 
-def _reduced(tensor: DTensor) -> DTensor:
+def reduced(tensor: DTensor) -> DTensor:
     """The tensor with Partial placements reduced to replicas. Weights of norm layers have Partial gradients in sequence parallelism."""
     operations = {getattr(placement, "reduce_op", None) for placement in tensor.placements if placement.is_partial()}
     if not operations <= {"sum", "avg"}:

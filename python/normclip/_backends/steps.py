@@ -1,6 +1,7 @@
-"""Optimizer steps of gradient descent on tensors that are not all in CPU memory, by torch operations that do not wait for a device.
+"""Optimizer steps on tensors that are not all in CPU memory, by torch operations that do not wait for a device.
 
-Rounds after every operation, as :class:`torch.optim.SGD` does.
+Each formula is written once, in foreach operations on lists of tensors of one device, one element type and one number of steps. They round
+after every operation, as torch's own optimizers do; those of AdamW are of float32 for 16-bit types.
 """
 
 from __future__ import annotations
@@ -10,50 +11,133 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normclip import _core
 from normclip._backends import local
-from normclip._backends.protocol import AnyNorm, Member, Served, Settings
+from normclip._backends.protocol import AdamWSettings, AnyNorm, Member, Served, SGDSettings
+from normclip._core import Stepper
 
 
 class DeviceStep:
     """A :class:`~normclip._backends.protocol.Step` on tensors of any devices."""
 
-    def __init__(self, members: list[Member], served: Served) -> None:
-        _core.Step.check(members)
-        self._members = members
+    def __init__(self, stepper: Stepper, members: list[Member], fresh: list[tuple[Tensor, str, Tensor]], served: Served) -> None:
+        stepper.check(members)
+        self.fresh = fresh
+        self._stepper, self._members = stepper, members
         self._gradients = local.collect([gradient for _, _, _, gradient, _, _ in members], served=served)
+        self._steps = [float(steps) + 1.0 for *_, steps in members]  # counted in CPU memory, so that this waits for no device
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._members
 
     def norm(self) -> AnyNorm:
         return self._gradients.norm(2.0)
 
     def check_unchanged(self) -> None:
-        _core.Step.check(self._members)
+        self._stepper.check(self._members)
         self._gradients.check_unchanged()
 
-    def step_(self, coefficient: float | Tensor, settings: list[Settings]) -> list[Any]:
-        # Grouped, as torch's foreach operations take tensors of one device, one dtype and the same settings.
-        grouped: dict[tuple[Any, ...], list[tuple[Tensor, Tensor, Tensor | None]]] = {}
-        for number, _, parameter, gradient, states, new in self._members:
-            # The first update of a momentum buffer is not dampened.
-            group = settings[number]._replace(dampening=0.0) if new else settings[number]
-            grouped.setdefault((group, parameter.device, parameter.dtype), []).append((parameter, gradient, states[0] if states else None))
-        for (group, device, dtype), triples in grouped.items():
-            factor = torch.as_tensor(coefficient, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
-            _step(triples, factor.to(device, non_blocking=True), group)
+    @torch.no_grad()
+    def measure(self, coefficient: float | Tensor, settings: list[Any]) -> list[tuple[float, float, int]]:
+        found = [(0.0, 0.0, 0)] * len(self._members)
+        for group, places, factor, (parameters, gradients, *states) in self._grouped(coefficient, settings, None):
+            copies = [[state.clone() for state in tensors] for tensors in states]
+            directions = _direction(group, self._steps[places[0]], parameters, gradients, copies, factor)
+            for place, u, g in zip(places, directions, gradients, strict=True):
+                wide = u.to(torch.float64 if u.device.type != "mps" else torch.float32)
+                along = (wide * g).sum().item()
+                found[place] = -along if group.maximize else along, wide.square().sum().item(), u.numel()
+        return found
+
+    @torch.no_grad()
+    def step_(self, coefficient: float | Tensor, settings: list[Any], paces: list[float] | None = None) -> list[Any]:
+        for group, places, factor, (parameters, gradients, *states) in self._grouped(coefficient, settings, paces):
+            lr = group.lr * (1.0 if paces is None else paces[places[0]])
+            if isinstance(group, SGDSettings):
+                directions = _direction(group, 0.0, parameters, gradients, states, factor)
+                torch._foreach_add_(parameters, directions, alpha=-lr)
+                continue
+            lists = [parameters, *states]
+            wide = [_widened(tensors) for tensors in lists]
+            directions = _direction(group, self._steps[places[0]], wide[0], gradients, wide[1:], factor)
+            torch._foreach_mul_(wide[0], 1.0 - lr * group.weight_decay)
+            torch._foreach_add_(wide[0], directions, alpha=-lr)
+            for tensors, changed in zip(lists, wide, strict=True):
+                if changed is not tensors:
+                    torch._foreach_copy_(tensors, changed)
+        counters = [steps for *_, steps in self._members if isinstance(steps, Tensor)]
+        if counters:
+            torch._foreach_add_(counters, 1.0)
         return []  # nothing to mark as written: torch's operations have raised the version counters
 
+    def _grouped(self, coefficient: float | Tensor, settings: list[Any], paces: list[float] | None) -> list[tuple[Any, ...]]:
+        """Members as torch's foreach operations take them: of one device, one element type and the same settings, steps and pace.
 
-def _step(triples: list[tuple[Tensor, Tensor, Tensor | None]], coefficient: Tensor, group: Settings) -> None:
-    parameters = [parameter for parameter, _, _ in triples]
-    directions = torch._foreach_mul([gradient for _, gradient, _ in triples], -coefficient if group.maximize else coefficient)
+        Each with the settings, the places of the members, the coefficient on the device, and lists of parameters, gradients and states.
+        """
+        grouped: dict[tuple[Any, ...], list[int]] = {}
+        for place, (number, _, parameter, _, states, _) in enumerate(self._members):
+            group, steps = settings[number], self._steps[place]
+            if isinstance(group, SGDSettings):
+                # The first update of a momentum buffer is not dampened.
+                group, steps = group._replace(dampening=0.0) if steps == 1.0 else group, 0.0
+            kind = states[0].dtype if states else None
+            pace = None if paces is None else paces[place]
+            grouped.setdefault((group, steps, parameter.device, parameter.dtype, kind, pace), []).append(place)
+        found = []
+        for (group, _, device, dtype, *_), places in grouped.items():
+            factor = torch.as_tensor(coefficient, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+            members = [self._members[place] for place in places]
+            lists = [[parameter for _, _, parameter, *_ in members], [gradient for _, _, _, gradient, *_ in members]]
+            lists += [list(tensors) for tensors in zip(*(states for *_, states, _ in members), strict=True)]
+            found.append((group, places, factor.to(device, non_blocking=True), lists))
+        return found
+
+
+def _direction(
+    group: SGDSettings | AdamWSettings,
+    steps: float,
+    parameters: list[Tensor],
+    gradients: list[Tensor],
+    states: list[list[Tensor]],
+    coefficient: Tensor,
+) -> Any:
+    """The directions in which parameters go. Changes the states."""
+    factor = -coefficient if group.maximize else coefficient
+    if isinstance(group, SGDSettings):
+        return _sgd(group, parameters, torch._foreach_mul(gradients, factor), states)
+    return _adamw(group, steps, torch._foreach_mul(_widened(gradients), factor), [_widened(tensors) for tensors in states])
+
+
+def _widened(tensors: list[Tensor]) -> list[Tensor]:
+    """The tensors, or for 16-bit types copies in float32: the squares of AdamW underflow in float16."""
+    return [tensor.float() for tensor in tensors] if tensors and tensors[0].dtype.itemsize == 2 else tensors
+
+
+def _sgd(group: SGDSettings, parameters: list[Tensor], directions: Any, states: list[list[Tensor]]) -> Any:
     if group.weight_decay != 0.0:
         torch._foreach_add_(directions, parameters, alpha=group.weight_decay)
-    buffers = [buffer for _, _, buffer in triples if buffer is not None]
-    if buffers:
-        torch._foreach_mul_(buffers, group.momentum)
-        torch._foreach_add_(buffers, directions, alpha=1.0 - group.dampening)
-        if group.nesterov:
-            torch._foreach_add_(directions, buffers, alpha=group.momentum)
-        else:
-            directions = tuple(buffers)
-    torch._foreach_add_(parameters, directions, alpha=-group.lr)
+    if not states:
+        return directions
+    (buffers,) = states
+    torch._foreach_mul_(buffers, group.momentum)
+    torch._foreach_add_(buffers, directions, alpha=1.0 - group.dampening)
+    if not group.nesterov:
+        return buffers
+    torch._foreach_add_(directions, buffers, alpha=group.momentum)
+    return directions
+
+
+def _adamw(group: AdamWSettings, steps: float, gradients: Any, states: list[list[Tensor]]) -> Any:
+    averages, squares, *largest = states
+    torch._foreach_lerp_(averages, gradients, 1.0 - group.beta1)
+    torch._foreach_mul_(squares, group.beta2)
+    torch._foreach_addcmul_(squares, gradients, gradients, value=1.0 - group.beta2)
+    if largest:
+        torch._foreach_maximum_(largest[0], squares)
+        squares = largest[0]
+    below = torch._foreach_sqrt(squares)
+    torch._foreach_div_(below, (1.0 - group.beta2**steps) ** 0.5)
+    torch._foreach_add_(below, group.eps)
+    torch._foreach_mul_(below, 1.0 - group.beta1**steps)
+    return torch._foreach_div(averages, below)

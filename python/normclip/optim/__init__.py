@@ -4,6 +4,8 @@ from normclip._arguments import import_torch
 
 import_torch()
 
-from normclip.optim.sgd import ClippedSGD  # noqa: E402 (only now: all of it needs torch)
+from normclip.optim.adamw import ClippedAdamW  # noqa: E402 (only now: all of it needs torch)
+from normclip.optim.limited import limited  # noqa: E402
+from normclip.optim.sgd import ClippedSGD  # noqa: E402
 
-__all__ = ["ClippedSGD"]
+__all__ = ["ClippedAdamW", "ClippedSGD", "limited"]

@@ -1,35 +1,72 @@
-"""The base class of optimizers that clip: the rule, the norm, checked settings of parameter groups, and checkpoints."""
+"""The base class of optimizers that clip: the rule, the norm, limits on the update, settings of parameter groups, and checkpoints."""
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, cast, overload
+from operator import is_, itemgetter, truediv
+from typing import Any, ClassVar, overload
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from normclip._backends import Member, Settings, optimizer_step
+from normclip._arguments import check_positive
+from normclip._backends import Settings, Step, Stepper, hard_coefficient, optimizer_step, share_error
+from normclip._core import strictly
 from normclip._results import mark_written
 from normclip.rules import Hard, Rule, as_rule
 
 __all__ = ["ClippedOptimizer"]
 
+_IMMUTABLE = (float, int, bool, type(None))
+
 
 class ClippedOptimizer(torch.optim.Optimizer):
-    """An optimizer that clips in its step. A subclass defines the settings of its formula and the tensor that it keeps between steps."""
+    """An optimizer that clips in its step. A subclass defines the settings of its formula and the tensors that it keeps between steps."""
+
+    _optimizer: ClassVar[str]
+    """What the backends call the formula."""
+
+    _names: ClassVar[tuple[str, ...]]
+    """The names of the settings in a parameter group that a step looks at."""
 
     _defaults_if_absent: ClassVar[Mapping[str, Any]]
     """Settings that a loaded parameter group may lack, as older versions of torch did not save them, with the values to use then."""
 
-    _buffer_name: ClassVar[str]
-    """The name, in the state of a parameter, of the tensor that is kept between steps."""
+    _states: ClassVar[tuple[str, ...]]
+    """The names of all tensors that may be kept for a parameter."""
 
-    def __init__(self, params: ParamsT, rule: Rule | float, defaults: dict[str, Any]) -> None:
-        self.rule: Rule = as_rule("rule", rule)
-        self.last_norm: float | Tensor | None = None
-        self.last_coefficient: float | Tensor | None = None
+    _kept: ClassVar[tuple[str, ...]] = ("rule", "descent_limit", "update_rms_limit", "last_norm", "last_coefficient", "last_descent")
+    """The attributes that are pickled and copied besides those of torch's base class."""
+
+    _known: tuple[list[Any], list[Settings], list[int]] | None
+    """The values of the settings of all groups in the last step, what was made of them, and how many states each has."""
+
+    _step_supports_amp_scaling = True  # torch.amp.GradScaler then leaves unscaling to the step
+
+    rule: Rule
+    descent_limit: float | None = None
+    update_rms_limit: float | None = None
+    last_norm: float | Tensor | None = None
+    last_coefficient: float | Tensor | None = None
+    last_descent: float | Tensor | None = None
+    last_update_rms: list[float] | Tensor | None = None
+
+    def __init__(
+        self,
+        params: ParamsT,
+        rule: Rule | float,
+        defaults: dict[str, Any],
+        *,
+        descent_limit: float | None = None,
+        update_rms_limit: float | None = None,
+    ) -> None:
+        self.rule = as_rule("rule", rule)
+        self.descent_limit = _check_limit("descent_limit", descent_limit)
+        self.update_rms_limit = _check_limit("update_rms_limit", update_rms_limit)
+        self._forget()
         super().__init__(params, defaults)
 
     @staticmethod
@@ -41,10 +78,9 @@ class ClippedOptimizer(torch.optim.Optimizer):
             ValueError: A setting is missing or out of its range, or two settings exclude each other.
         """
 
-    @staticmethod
     @abstractmethod
-    def _needs_buffer(group: Mapping[str, Any]) -> bool:
-        """Whether the formula keeps a tensor for each parameter of this group."""
+    def _make_state(self, parameter: Tensor, name: str) -> Tensor:
+        """A new tensor to keep for a parameter."""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, as for any torch optimizer.
@@ -68,17 +104,16 @@ class ClippedOptimizer(torch.optim.Optimizer):
             if isinstance(parameter, Tensor):
                 self._check_saved(parameter, saved)
         super().__setstate__({**state, "param_groups": groups})
+        self._forget()
 
     def __getstate__(self) -> dict[str, Any]:
         """The state to pickle or copy: that of torch's base class, and the attributes of this one."""
-        ours = {name: getattr(self, name) for name in ("rule", "last_norm", "last_coefficient")}
-        return {**super().__getstate__(), **ours}
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in (*self._kept, "last_update_rms")}}
 
     @overload
     def step(self, closure: None = None) -> None: ...
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
-    @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Measure the gradients and take an optimizer step.
 
@@ -96,35 +131,71 @@ class ClippedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        settings = self._settings_of(self.param_groups)
-        members = [
-            self._member(number, place, parameter)
-            for number, group in enumerate(self.param_groups)
-            for place, parameter in enumerate(group["params"])
-            if parameter.grad is not None
-        ]
-        if not members:
+        try:
+            settings, counts = self._settings_now()
+        except ValueError as error:
+            share_error(self.param_groups, error)
+            raise
+        step = optimizer_step(self._stepper, self.param_groups, self.state, counts, self._make_state)
+        norm = step.norm()
+        if step.is_empty:
             self.last_norm, self.last_coefficient = 0.0, 1.0  # and the rule is not asked
             return loss
-        update = optimizer_step(members)
-        norm = update.norm()
-        exact = cast(Any, norm if isinstance(norm, float) else norm.exact)
-        with self.rule.applying(exact) as coefficient:
-            if not isinstance(self.rule, Hard):
-                update.check_unchanged()  # the code of a user's rule has run since the tensors were checked
-            mark_written(update.step_(coefficient, settings))
+        exact: Any = norm if isinstance(norm, float) else norm.exact
+        scale = self.__dict__.get("grad_scale")
+        if scale is not None:
+            exact = _over(exact, scale)
+        if "found_inf" in self.__dict__ and not (float(self.__dict__["found_inf"]) == 0.0 and math.isfinite(exact)):
+            self.last_norm, self.last_coefficient = exact, 0.0  # nothing is written, and the rule is not asked
+            return loss
+        if type(self.rule) is Hard:
+            coefficient = hard_coefficient(self.rule.max_norm, exact)
+            self._move(step, coefficient, scale, settings)
+        else:
+            with torch.no_grad(), self.rule.applying(exact) as coefficient:
+                step.check_unchanged()  # the code of a user's rule has run since the tensors were checked
+                self._move(step, coefficient, scale, settings)
         self.last_norm, self.last_coefficient = exact, coefficient
-        for _, _, parameter, _, states, new in members:
-            if new:
-                self.state[parameter][self._buffer_name] = states[0]
+        for parameter, name, tensor in step.fresh:
+            self.state[parameter][name] = tensor
         return loss
 
-    def _member(self, group: int, place: int, parameter: Tensor) -> Member:
-        gradient = cast(Tensor, parameter.grad)
-        if not self._needs_buffer(self.param_groups[group]):
-            return group, place, parameter, gradient, [], False
-        buffer: Tensor | None = self.state[parameter].get(self._buffer_name) if parameter in self.state else None
-        return group, place, parameter, gradient, [torch.zeros_like(parameter) if buffer is None else buffer], buffer is None
+    def _move(self, step: Step, coefficient: Any, scale: Tensor | None, settings: list[Settings]) -> None:
+        """Take the step within the limits on the update."""
+        if scale is not None:
+            coefficient = _over(coefficient, scale)
+        if self.descent_limit is None and self.update_rms_limit is None:
+            mark_written(step.step_(coefficient, settings))
+            return
+        descent_limit = _check_limit("descent_limit", self.descent_limit)
+        update_rms_limit = _check_limit("update_rms_limit", self.update_rms_limit)
+        measured = step.measure(coefficient, settings)
+        paces, descent, rms = strictly(_paces, measured, descent_limit, update_rms_limit, 1.0 if scale is None else float(scale))
+        mark_written(step.step_(coefficient, settings, paces))
+        self.last_descent, self.last_update_rms = descent, rms
+
+    def _settings_now(self) -> tuple[list[Settings], list[int]]:
+        """The checked settings of all groups, and how many states a parameter of each has.
+
+        Settings that are the same objects as in the last step, of types that cannot change, are not checked again.
+        """
+        try:
+            values = [value for group in self.param_groups for value in self._values(group)]
+        except KeyError:
+            values = []
+        known = self._known
+        if known is None or len(values) != len(known[0]) or not all(map(is_, values, known[0])):
+            settings = self._settings_of(self.param_groups)
+            known = values, settings, [group.states for group in settings]
+            fixed = all(_is_immutable(value) for value in values)
+            self._known = known if fixed and values else None
+        return known[1], known[2]
+
+    def _forget(self) -> None:
+        """Look anew at what was checked for the last step."""
+        self._stepper = Stepper(self._optimizer)
+        self._values = itemgetter(*self._names)
+        self._known = None
 
     def _settings_of(self, groups: list[dict[str, Any]]) -> list[Settings]:
         return [self._settings_of_group(number, group) for number, group in enumerate(groups)]
@@ -141,16 +212,19 @@ class ClippedOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: It is of another kind of optimizer or of a parameter of another shape.
         """
-        if not saved.keys() <= {self._buffer_name}:
+        if not saved.keys() <= set(self._states):
             raise ValueError(
                 f"the state of a parameter has {sorted(saved)}: load that of {type(self).__name__} or of torch's. Nothing has changed"
             )
-        buffer = saved.get(self._buffer_name)
-        if buffer is not None and getattr(buffer, "shape", None) != parameter.shape:
-            raise ValueError(
-                f"the {self._buffer_name} of a parameter of shape {tuple(parameter.shape)} has another shape: "
-                "load the state of this model. Nothing has changed"
-            )
+        for name, tensor in saved.items():
+            shape = () if name == "step" else parameter.shape
+            if name == "step" and isinstance(tensor, (int, float)):
+                continue
+            if tensor is not None and getattr(tensor, "shape", None) != shape:
+                raise ValueError(
+                    f"the {name} of a parameter of shape {tuple(parameter.shape)} has another shape: "
+                    "load the state of this model. Nothing has changed"
+                )
 
 
 def check_flag(name: str, value: Any) -> bool:
@@ -162,3 +236,37 @@ def check_flag(name: str, value: Any) -> bool:
     if not isinstance(value, int) or value not in (0, 1):
         raise ValueError(f"{name} is {value!r}: pass True or False")
     return bool(value)
+
+
+def _over(number: Any, scale: Tensor) -> Any:
+    """A number over the scale, where the number is."""
+    if isinstance(number, float):
+        return strictly(truediv, number, float(scale))
+    return number / scale.to(number.device, number.dtype)
+
+
+def _paces(
+    measured: list[tuple[float, float, int]], descent_limit: float | None, update_rms_limit: float | None, scale: float
+) -> tuple[list[float], float, list[float]]:
+    """What to multiply the learning rate of each parameter by, ⟨u, g⟩ of the step, and RMS(u) of each parameter.
+
+    Args:
+        measured: Σu·g, Σu² and the number of elements of each parameter.
+        descent_limit: The limit on ⟨u, g⟩.
+        update_rms_limit: The limit on RMS(u).
+        scale: What gradients are multiplied by in memory.
+    """
+    rms = [math.sqrt(squares / count) if count else 0.0 for _, squares, count in measured]
+    paces = [1.0 if update_rms_limit is None or not size > update_rms_limit else update_rms_limit / size for size in rms]
+    descent = sum(pace * along for pace, (along, _, _) in zip(paces, measured, strict=True)) / scale
+    if descent_limit is not None and descent > descent_limit:
+        paces = [pace * (descent_limit / descent) for pace in paces]
+    return paces, descent, rms
+
+
+def _check_limit(name: str, limit: float | None) -> float | None:
+    return None if limit is None else check_positive(name, limit)
+
+
+def _is_immutable(value: Any) -> bool:
+    return type(value) in _IMMUTABLE or (type(value) is tuple and all(type(item) in _IMMUTABLE for item in value))

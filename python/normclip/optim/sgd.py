@@ -6,11 +6,12 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from normclip._arguments import check_not_negative
-from normclip._backends import Settings
+from normclip._arguments import check_not_negative, check_number
+from normclip._backends import SGDSettings
 from normclip.optim.base import ClippedOptimizer, check_flag
 from normclip.rules import Rule
 
@@ -48,17 +49,23 @@ class ClippedSGD(ClippedOptimizer):
         weight_decay: The factor λ ≥ 0 of the parameters in d. This term is not clipped.
         dampening: The share τ of d that is not added to the buffer. Must be 0 with Nesterov's momentum.
         maximize: Maximize the objective instead of minimizing it.
+        descent_limit: A limit T > 0 on the predicted descent ⟨u, g⟩ of a step per unit of the learning rate, for its direction u (v, or
+            with Nesterov's momentum d + μv) and the gradient g: all learning rates are multiplied by min(1, T/⟨u, g⟩).
+        update_rms_limit: A limit D > 0 on the root mean square of u, a tensor at a time: its learning rate is divided by max(1, RMS(u)/D).
 
     Attributes:
         rule: The rule.
         last_norm: The norm n in the latest step: a float, or a 0-dim float64 tensor on the device. None before the first step.
-        last_coefficient: The coefficient c(n) of that step, of the same type.
+        last_coefficient: The coefficient c(n) of that step, of the same type; 0 where a ``GradScaler`` had the step skipped.
+        descent_limit, update_rms_limit: The limits, which may be replaced between steps.
+        last_descent: With a limit, ⟨u, g⟩ in the latest step, after ``update_rms_limit`` and before ``descent_limit``.
+        last_update_rms: With a limit, RMS(u) of each parameter that had a gradient.
 
     Raises:
         TypeError: A parameter is complex; or, in a step, a gradient is sparse or not of its parameter's element type.
         ValueError: A setting is out of its range, which each step checks again; a loaded state is not of such an optimizer; or, in a step,
-            a parameter is expanded, shares memory with another or with a gradient, or is a DTensor, for which use
-            :func:`normclip.clip_grad_norm_`. Nothing has changed, and a rule that follows training has recorded nothing.
+            a parameter is expanded, or shares memory with another or with a gradient; or there are a limit on the update and DTensors.
+            Nothing has changed, and a rule that follows training has recorded nothing.
 
     References:
         Pascanu, Mikolov, Bengio: On the difficulty of training recurrent neural networks, 2013 (arXiv 1211.5063);
@@ -76,6 +83,9 @@ class ClippedSGD(ClippedOptimizer):
         (5.0, 0.2)
     """
 
+    _optimizer: ClassVar[str] = "sgd"
+    _names: ClassVar[tuple[str, ...]] = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize", "differentiable")
+    _states: ClassVar[tuple[str, ...]] = ("momentum_buffer",)
     _defaults_if_absent: ClassVar[Mapping[str, Any]] = {
         "dampening": 0.0,
         "maximize": False,
@@ -83,7 +93,6 @@ class ClippedSGD(ClippedOptimizer):
         "differentiable": False,
         "fused": None,
     }
-    _buffer_name: ClassVar[str] = "momentum_buffer"
 
     def __init__(
         self,
@@ -96,22 +105,25 @@ class ClippedSGD(ClippedOptimizer):
         *,
         dampening: float = 0.0,
         maximize: bool = False,
+        descent_limit: float | None = None,
+        update_rms_limit: float | None = None,
     ) -> None:
         given = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay, "nesterov": nesterov}
-        super().__init__(params, rule, {**given, **self._defaults_if_absent, "dampening": dampening, "maximize": maximize})
+        defaults = {**given, **self._defaults_if_absent, "dampening": dampening, "maximize": maximize}
+        super().__init__(params, rule, defaults, descent_limit=descent_limit, update_rms_limit=update_rms_limit)
 
     @staticmethod
-    def _settings(group: Mapping[str, Any]) -> Settings:
+    def _settings(group: Mapping[str, Any]) -> SGDSettings:
         """Check and return the settings of a parameter group.
 
         Raises:
             ValueError: A setting is missing or out of its range, or two settings exclude each other.
         """
-        missing = [name for name in Settings._fields if name not in group]
+        missing = [name for name in SGDSettings._fields if name not in group]
         if missing:
             raise ValueError(f"there is no {missing[0]}: this is not a parameter group of torch.optim.SGD or ClippedSGD")
         lr, momentum, weight_decay = (check_not_negative(name, group[name]) for name in ("lr", "momentum", "weight_decay"))
-        dampening = float(group["dampening"])
+        dampening = check_number("dampening", group["dampening"])
         if not math.isfinite(dampening):
             raise ValueError(f"dampening is {dampening}: pass a finite number")
         nesterov, maximize, differentiable = (check_flag(name, group[name]) for name in ("nesterov", "maximize", "differentiable"))
@@ -119,8 +131,7 @@ class ClippedSGD(ClippedOptimizer):
             raise ValueError("nesterov needs a momentum above 0 and a dampening of 0")
         if differentiable:
             raise ValueError("differentiable is True: use torch.optim.SGD to differentiate through a step")
-        return Settings(lr, momentum, dampening, weight_decay, nesterov, maximize)
+        return SGDSettings(lr, momentum, dampening, weight_decay, nesterov, maximize)
 
-    @staticmethod
-    def _needs_buffer(group: Mapping[str, Any]) -> bool:
-        return bool(group["momentum"] != 0.0)
+    def _make_state(self, parameter: Tensor, name: str) -> Tensor:
+        return torch.zeros_like(parameter, memory_format=torch.preserve_format)

@@ -58,6 +58,8 @@ pub(crate) struct Extractor<'a, 'py> {
     torch_tensor: Option<Bound<'py, PyAny>>,
     /// The type that was looked up last: lists are mostly of one type.
     latest: Option<(Bound<'py, PyType>, Producer)>,
+    /// The type before: in an optimizer's list parameters and gradients alternate.
+    previous: Option<(Bound<'py, PyType>, Producer)>,
     writing: bool,
     /// Whether torch tensors may be on any device, or on none.
     anywhere: bool,
@@ -68,7 +70,16 @@ pub(crate) struct Extractor<'a, 'py> {
 
 impl<'a, 'py> Extractor<'a, 'py> {
     pub(crate) fn new(py: Python<'py>, names: &'a Names, writing: bool) -> PyResult<Self> {
-        Ok(Self { names, torch_tensor: tensor_type(py)?, latest: None, writing, anywhere: false, places: Vec::new(), ran_python: false })
+        Ok(Self {
+            names,
+            torch_tensor: tensor_type(py)?,
+            latest: None,
+            previous: None,
+            writing,
+            anywhere: false,
+            places: Vec::new(),
+            ran_python: false,
+        })
     }
 
     /// The same for torch tensors on any device.
@@ -165,6 +176,14 @@ impl<'a, 'py> Extractor<'a, 'py> {
         Ok(if lacks_memory(&tensor) { None } else { Some((self.view(index, object, &tensor)?, tensor.device)) })
     }
 
+    /// The tensor of an object that lends it; None of others. Runs no Python code.
+    #[inline(always)]
+    pub(crate) fn lent(&mut self, object: &Bound<'py, PyAny>) -> PyResult<Option<dlpack::Tensor>> {
+        let Some(Ok(tensor)) = self.producer(object)?.borrow(object) else { return Ok(None) };
+        // SAFETY: as in `checked`.
+        Ok(unsafe { tensor.checked() }.ok())
+    }
+
     /// What the object exports. The tensor of a form without an owner is borrowed.
     pub(crate) fn tensor(&mut self, index: usize, object: &Bound<'py, PyAny>) -> PyResult<Form> {
         let producer = self.producer(object)?;
@@ -233,6 +252,11 @@ impl<'a, 'py> Extractor<'a, 'py> {
 
     #[inline(always)]
     fn producer(&mut self, object: &Bound<'py, PyAny>) -> PyResult<Producer> {
+        match &self.latest {
+            Some((kind, producer)) if kind.as_type_ptr() == object.get_type_ptr() => return Ok(*producer),
+            _ => {}
+        }
+        std::mem::swap(&mut self.latest, &mut self.previous);
         match &self.latest {
             Some((kind, producer)) if kind.as_type_ptr() == object.get_type_ptr() => return Ok(*producer),
             _ => {}

@@ -3,9 +3,9 @@
 //! ```text
 //! device                              tensors on any devices; which kind of list some tensors make
 //! list · dot · step                   operations on tensors in CPU memory
-//! intake                              what users pass → the objects in it → their memory
+//! intake · members · clock            what users pass → the objects in it → their memory; an optimizer's tensors; its number of steps
 //! extract · scalar                    an object → a `View` of its elements; a number → a 0-dim tensor
-//! producer · moments                  how objects give access to their memory; the class `Moments`
+//! producer · moments · formulas       how objects give access to their memory; the class `Moments`; optimizers by their settings
 //! compute                             calls of the core, in IEEE arithmetic
 //! threads                             threads and instruction sets
 //! lent                                torch's threads
@@ -15,15 +15,18 @@
 //!
 //! A module uses those in the rows below its own.
 
+mod clock;
 mod compute;
 mod device;
 mod dlpack;
 mod dot;
 mod extract;
 mod figures;
+mod formulas;
 mod intake;
 mod lent;
 mod list;
+mod members;
 mod moments;
 mod names;
 mod process;
@@ -58,7 +61,7 @@ mod _core {
     #[pymodule_export]
     use super::scalar::as_tensor;
     #[pymodule_export]
-    use super::step::Step;
+    use super::step::{Step, Stepper};
     #[pymodule_export]
     use super::threads::{get_num_threads, isa, set_num_threads};
     #[pymodule_export]

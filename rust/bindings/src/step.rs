@@ -1,89 +1,237 @@
-//! `Step`: the parameters of an optimizer with their states and gradients, taken once, then measured and moved one step.
+//! `Stepper`: an optimizer's formula, and what was checked for its last step. `Step`: the parameters of an optimizer with their states and
+//! gradients, taken once, then measured and moved one step.
 
-use normclip_core::kernels::Sgd;
-use normclip_core::{Dtype, Parameters, TensorError, Tensors, View, norm, update};
-use pyo3::exceptions::{PyTypeError, PyValueError};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use normclip_core::{Parameters, TensorError, Tensors, measure, norm, strict, update};
+use pyo3::exceptions::PyValueError;
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::PyList;
+use pyo3::types::{PyDict, PyList};
 
+use crate::clock::Clock;
 use crate::compute::compute;
-use crate::extract::{Exported, Extractor};
+use crate::extract::Extractor;
+use crate::formulas::{AdamWSettings, Moment, Optimizer, Settings, SgdSettings};
+use crate::members::{Fresh, Gathered, Member, Taken, Trace, gather, roles};
 use crate::names::{Names, Role};
 use crate::threads::detached;
 
-/// A parameter: its group and its place there, the tensor, its gradient, its states, and whether these are new.
-type Member<'py> = (usize, usize, Bound<'py, PyAny>, Bound<'py, PyAny>, Vec<Bound<'py, PyAny>>, bool);
-
-/// What errors call the states, in their order.
-const STATES: [&str; 1] = ["momentum buffer"];
-
-/// The settings of a group, `Settings` in Python.
-#[derive(FromPyObject)]
-struct Settings {
-    lr: f64,
-    momentum: f64,
-    dampening: f64,
-    weight_decay: f64,
-    nesterov: bool,
-    maximize: bool,
-}
-
-impl Settings {
-    /// The formula of a step. A new buffer, of zeros, takes all of the first direction, however it is dampened.
-    fn formula(&self, coefficient: f64, new: bool) -> Sgd {
-        let &Self { lr, momentum, dampening, weight_decay, nesterov, maximize } = self;
-        let (coefficient, dampening) = (if maximize { -coefficient } else { coefficient }, if new { 0.0 } else { dampening });
-        Sgd { coefficient, lr, momentum, dampening, nesterov, weight_decay }
-    }
-}
-
-/// The tensors of a step. Everything about them is checked when it is made, so that no step fails halfway.
+/// An optimizer's formula, and what was checked for its last step.
 #[pyclass(frozen, module = "normclip._core")]
-pub(crate) struct Step {
-    /// The group of each parameter, and whether its states are new.
-    places: Vec<(usize, bool)>,
+pub(crate) struct Stepper {
+    optimizer: Optimizer,
+    /// Where the tensors of the last step were. Whether they may be written follows from this alone, so for tensors that are still there it
+    /// is not asked again. Addresses may be stale: they are compared and never used.
+    checked: Mutex<Option<Arc<Checked>>>,
+}
+
+/// Memory of which everything was checked.
+struct Checked {
+    /// Where it was; None if that must be asked of the tensors again.
+    trace: Option<Trace>,
     /// How many states each parameter has.
     states: Vec<usize>,
-    /// Each parameter, its states and its gradient.
-    objects: Vec<Py<PyAny>>,
-    names: Names,
-    #[expect(dead_code, reason = "held for their references")]
-    owners: Vec<Py<PyAny>>,
     gradients: Tensors,
     parameters: Parameters,
 }
 
 #[pymethods]
-impl Step {
+impl Stepper {
     #[new]
-    fn new(py: Python<'_>, members: Vec<Member<'_>>) -> PyResult<Self> {
-        Self::take(py, members, false)
+    fn new(optimizer: &str) -> PyResult<Self> {
+        Ok(Self { optimizer: Optimizer::named(optimizer)?, checked: Mutex::new(None) })
+    }
+
+    /// The step of those parameters of these groups that have a gradient, which must be in CPU memory; for so many states of each parameter
+    /// of a group, of which `make(parameter, name)` returns those that are not in `states` yet.
+    fn take<'py>(
+        &self,
+        py: Python<'py>,
+        groups: &Bound<'py, PyList>,
+        states: &Bound<'py, PyDict>,
+        counts: Vec<usize>,
+        make: &Bound<'py, PyAny>,
+    ) -> PyResult<Step> {
+        self.step(py, gather(self.optimizer, groups, states, &counts, make)?)
+    }
+
+    /// The members that `take` takes, and what of their states is new.
+    fn members<'py>(
+        &self,
+        groups: &Bound<'py, PyList>,
+        states: &Bound<'py, PyDict>,
+        counts: Vec<usize>,
+        make: &Bound<'py, PyAny>,
+    ) -> PyResult<(Vec<Member<'py>>, Fresh<'py>)> {
+        let Gathered { members, fresh, .. } = gather(self.optimizer, groups, states, &counts, make)?;
+        Ok((members, fresh))
+    }
+
+    /// The step of these members, which must be in CPU memory.
+    fn take_members(&self, py: Python<'_>, members: Vec<Member<'_>>) -> PyResult<Step> {
+        self.step(py, Gathered { members, fresh: Vec::new(), is_complete: true })
     }
 
     /// Checks the same of torch tensors on any device.
-    #[staticmethod]
-    fn check(py: Python<'_>, members: Vec<Member<'_>>) -> PyResult<()> {
-        Self::take(py, members, true).map(drop)
+    fn check(&self, py: Python<'_>, members: Vec<Member<'_>>) -> PyResult<()> {
+        let Listed { objects, names, states, .. } = Listed::of(py, self.optimizer, members)?;
+        let views = Taken::of(&names, Extractor::new(py, &names, true)?.anywhere(), &objects)?.views(&states)?;
+        detached(py, || Parameters::new(views, states))?.map_err(|error| names.fault(error, &objects[error.index])).map(drop)
+    }
+}
+
+impl Stepper {
+    fn step(&self, py: Python<'_>, Gathered { members, fresh, is_complete }: Gathered<'_>) -> PyResult<Step> {
+        let Listed { objects, names, states, groups, counters } = Listed::of(py, self.optimizer, members)?;
+        let mut extractor = Extractor::new(py, &names, true)?;
+        let clocks = counters.iter().zip(objects.len()..).map(|(counter, index)| Clock::of(&names, &mut extractor, index, counter));
+        let clocks = clocks.collect::<PyResult<_>>()?;
+        let trace = Trace::of(&mut extractor, &objects)?;
+        let latest = self.checked.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let same = latest.filter(|checked| trace.is_some() && checked.trace == trace && checked.states == states);
+        let (checked, owners) = match same {
+            Some(checked) => (checked, Vec::new()),
+            None => {
+                let taken = Taken::of(&names, extractor, &objects)?;
+                let (views, gradients, trace) = (taken.views(&states)?, taken.gradients(&states)?, taken.trace());
+                let owners = taken.into_owners();
+                let checked = detached(py, || {
+                    let parameters = Parameters::new(views, states.iter().copied())?;
+                    Ok(Arc::new(Checked { trace, states, gradients: Tensors::new(gradients), parameters }))
+                })?;
+                let checked = checked.map_err(|error: TensorError| names.fault(error, &objects[error.index]))?;
+                *self.checked.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&checked));
+                (checked, owners)
+            }
+        };
+        let objects = objects.into_iter().map(Bound::unbind).collect();
+        let fresh = fresh.into_iter().map(|(parameter, name, tensor)| (parameter.unbind(), name, tensor.unbind())).collect();
+        Ok(Step { optimizer: self.optimizer, groups, clocks, objects, names, owners, fresh, is_complete, checked })
+    }
+}
+
+/// Members by what is needed of them.
+struct Listed<'py> {
+    /// Each parameter, its states and its gradient.
+    objects: Vec<Bound<'py, PyAny>>,
+    names: Names,
+    /// How many states each parameter has.
+    states: Vec<usize>,
+    /// The group of each parameter.
+    groups: Vec<usize>,
+    /// What counts the steps of each.
+    counters: Vec<Bound<'py, PyAny>>,
+}
+
+impl<'py> Listed<'py> {
+    fn of(py: Python<'py>, optimizer: Optimizer, members: Vec<Member<'py>>) -> PyResult<Self> {
+        let (count, total) = (members.len(), members.iter().map(|(_, _, _, _, states, _)| states.len() + 2).sum());
+        let (mut objects, mut names) = (Vec::with_capacity(total), Vec::with_capacity(total));
+        let [mut states, mut groups] = [(); 2].map(|()| Vec::with_capacity(count));
+        let (mut counters, mut clocks) = (Vec::with_capacity(count), Vec::with_capacity(count));
+        for (group, place, parameter, gradient, its_states, counter) in members {
+            names.extend(roles(optimizer, group, place, its_states.len()));
+            states.push(its_states.len());
+            groups.push(group);
+            counters.push(counter);
+            objects.push(parameter);
+            objects.extend(its_states);
+            // A flag of torch's that memory does not show; gradients of complex numbers' parts have it.
+            let negative = gradient.call_method0(intern!(py, "is_neg"))?.is_truthy()?;
+            objects.push(if negative { gradient.call_method0(intern!(py, "resolve_neg"))? } else { gradient });
+            clocks.push((group, place, Role::State(optimizer.clock().unwrap_or("steps"))));
+        }
+        names.extend(clocks);
+        Ok(Self { objects, names: Names::Members(names), states, groups, counters })
+    }
+}
+
+/// The tensors of a step. Everything about them was checked when it was made, so that no step fails halfway.
+#[pyclass(frozen, module = "normclip._core")]
+pub(crate) struct Step {
+    optimizer: Optimizer,
+    /// The group of each parameter.
+    groups: Vec<usize>,
+    /// How many steps each has taken.
+    clocks: Vec<Clock>,
+    /// Each parameter, its states and its gradient.
+    objects: Vec<Py<PyAny>>,
+    names: Names,
+    #[expect(dead_code, reason = "held for their references")]
+    owners: Vec<Py<PyAny>>,
+    fresh: Vec<(Py<PyAny>, &'static str, Py<PyAny>)>,
+    /// Whether all parameters have a gradient.
+    is_complete: bool,
+    checked: Arc<Checked>,
+}
+
+#[pymethods]
+impl Step {
+    /// Whether there are no parameters with a gradient.
+    #[getter]
+    fn is_empty(&self) -> bool {
+        self.groups.is_empty()
+    }
+
+    /// Whether all parameters have a gradient.
+    #[getter]
+    fn is_complete(&self) -> bool {
+        self.is_complete
+    }
+
+    /// The states that the optimizer does not have yet: the parameter, the name of the state, and the tensor.
+    #[getter]
+    fn fresh<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        PyList::new(py, self.fresh.iter().map(|(parameter, name, tensor)| (parameter.bind(py), *name, tensor.bind(py))))
     }
 
     /// The L2 norm of all gradients as one vector.
     fn norm(&self, py: Python<'_>) -> PyResult<f64> {
-        compute(py, |team| norm(&self.gradients, 2.0, team))
+        compute(py, |team| norm(&self.checked.gradients, 2.0, team))
     }
 
-    /// Takes a step with the gradients times the coefficient, by the settings of each parameter's group. Returns the tensors that were written.
-    fn step_<'py>(&self, py: Python<'py>, coefficient: f64, settings: Vec<Settings>) -> PyResult<Bound<'py, PyList>> {
-        let formula = |&(group, new): &(usize, bool)| Some(settings.get(group)?.formula(coefficient, new));
-        let Some(formulas) = self.places.iter().map(formula).collect::<Option<Vec<_>>>() else {
-            return Err(PyValueError::new_err(format!("settings of {} groups, and there are more", settings.len())));
-        };
-        // SAFETY: that nobody else uses the memory meanwhile is up to the caller in Python, as with every in-place operation of torch.
-        compute(py, |team| unsafe { update(&self.parameters, |place| formulas[place], team) })?;
+    /// Σu·g and Σu² of the direction u in which each parameter would go, with its gradient times the coefficient, and its number of elements;
+    /// for the gradient g of what is minimized.
+    fn measure(&self, py: Python<'_>, coefficient: f64, settings: Vec<Bound<'_, PyAny>>) -> PyResult<Vec<(f64, f64, usize)>> {
+        match self.optimizer {
+            Optimizer::Sgd => self.measure_by::<SgdSettings>(py, coefficient, &settings),
+            Optimizer::AdamW => self.measure_by::<AdamWSettings>(py, coefficient, &settings),
+        }
+    }
+
+    /// Takes a step with the gradients times the coefficient, by the settings of each parameter's group, and with learning rates times a
+    /// number for each parameter. Returns the tensors that were written.
+    #[pyo3(signature = (coefficient, settings, paces = None))]
+    fn step_<'py>(
+        &self,
+        py: Python<'py>,
+        coefficient: f64,
+        settings: Vec<Bound<'py, PyAny>>,
+        paces: Option<Vec<f64>>,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let mut counters = Vec::new();
+        if self.clocks.iter().any(|clock| clock.tensor().is_some()) {
+            let mut extractor = Extractor::new(py, &self.names, true)?;
+            for (clock, index) in self.clocks.iter().zip(self.objects.len()..) {
+                counters.push(clock.counter(py, &self.names, &mut extractor, index)?);
+            }
+        }
+        match self.optimizer {
+            Optimizer::Sgd => self.step_by::<SgdSettings>(py, coefficient, &settings, paces.as_deref())?,
+            Optimizer::AdamW => self.step_by::<AdamWSettings>(py, coefficient, &settings, paces.as_deref())?,
+        }
+        for (counter, clock) in counters.iter().zip(&self.clocks) {
+            if let Some(counter) = counter {
+                // SAFETY: no Python code has run in this thread since the counters were made; for others, see `step_by`.
+                unsafe { counter.set(clock.steps.saturating_add(1)) };
+            }
+        }
         let mut objects = self.objects.iter();
         let mut written = Vec::with_capacity(self.objects.len());
-        for states in &self.states {
-            written.extend(objects.by_ref().take(states + 1));
+        for (states, clock) in self.checked.states.iter().zip(&self.clocks) {
+            written.extend(objects.by_ref().take(states + 1).map(|object| object.bind(py)));
+            written.extend(clock.tensor().map(|tensor| tensor.bind(py)));
             objects.next(); // the gradient
         }
         PyList::new(py, written)
@@ -92,9 +240,8 @@ impl Step {
     /// As `TensorList.check_unchanged`.
     fn check_unchanged(&self, py: Python<'_>) -> PyResult<()> {
         let objects: Vec<_> = self.objects.iter().map(|object| object.bind(py).clone()).collect();
-        let taken = Taken::of(&self.names, Extractor::new(py, &self.names, true)?, &objects)?;
-        let (views, _) = taken.views(&self.states)?;
-        match views.iter().zip(self.parameters.views()).position(|(found, expected)| found != expected) {
+        let views = Taken::of(&self.names, Extractor::new(py, &self.names, true)?, &objects)?.views(&self.checked.states)?;
+        match views.iter().zip(self.checked.parameters.views()).position(|(found, expected)| found != expected) {
             Some(index) => Err(self.names.changed(index, &objects[index])),
             None => Ok(()),
         }
@@ -102,91 +249,52 @@ impl Step {
 }
 
 impl Step {
-    fn take(py: Python<'_>, members: Vec<Member<'_>>, anywhere: bool) -> PyResult<Self> {
-        let count = members.iter().map(|(_, _, _, _, states, _)| states.len() + 2).sum();
-        // In the order of `Parameters`: each parameter, its states and its gradient.
-        let (mut objects, mut roles) = (Vec::with_capacity(count), Vec::with_capacity(count));
-        let (mut states, mut places) = (Vec::with_capacity(members.len()), Vec::with_capacity(members.len()));
-        for (group, place, parameter, gradient, its_states, new) in members {
-            states.push(its_states.len());
-            places.push((group, new));
-            roles.push((group, place, Role::Parameter));
-            roles.extend((0..its_states.len()).map(|state| (group, place, Role::State(STATES.get(state).copied().unwrap_or("state")))));
-            roles.push((group, place, Role::Gradient));
-            objects.push(parameter);
-            objects.extend(its_states);
-            // A flag of torch's that memory does not show; gradients of complex numbers' parts have it.
-            let negative = gradient.call_method0(intern!(py, "is_neg"))?.is_truthy()?;
-            objects.push(if negative { gradient.call_method0(intern!(py, "resolve_neg"))? } else { gradient });
+    fn measure_by<S: Settings>(&self, py: Python<'_>, coefficient: f64, settings: &[Bound<'_, PyAny>]) -> PyResult<Vec<(f64, f64, usize)>> {
+        let settings = parsed::<S>(settings)?;
+        let formulas = self.formulas(coefficient, &settings, None)?;
+        let parameters = &self.checked.parameters;
+        // SAFETY: that nobody else uses the memory meanwhile is up to the caller in Python, as with every operation of torch.
+        let found = compute(py, |team| unsafe { measure(parameters, |place| formulas[place], team) })?;
+        let figures = found.iter().zip(&self.groups).zip(self.checked.gradients.views()).map(|((descent, group), gradient)| {
+            let along = descent.along.value();
+            (if settings[*group].maximizes() { -along } else { along }, descent.squares.value(), gradient.len())
+        });
+        Ok(figures.collect())
+    }
+
+    fn step_by<S: Settings>(&self, py: Python<'_>, coefficient: f64, settings: &[Bound<'_, PyAny>], paces: Option<&[f64]>) -> PyResult<()> {
+        let formulas = self.formulas(coefficient, &parsed::<S>(settings)?, paces)?;
+        // SAFETY: that nobody else uses the memory meanwhile is up to the caller in Python, as with every in-place operation of torch.
+        compute(py, |team| unsafe { update(&self.checked.parameters, |place| formulas[place], team) })
+    }
+
+    /// The formula for each parameter.
+    fn formulas<S: Settings>(&self, coefficient: f64, settings: &[S], paces: Option<&[f64]>) -> PyResult<Vec<S::Update>> {
+        if paces.is_some_and(|paces| paces.len() != self.groups.len()) {
+            return Err(PyValueError::new_err(format!("paces are not {}, one for each parameter with a gradient", self.groups.len())));
         }
-        let names = Names::Members(roles);
-        let extractor = Extractor::new(py, &names, true)?;
-        let taken = Taken::of(&names, if anywhere { extractor.anywhere() } else { extractor }, &objects)?;
-        let (views, gradients) = taken.views(&states)?;
-        let parameters =
-            detached(py, || Parameters::new(views, states.iter().copied()))?.map_err(|error| names.fault(error, &objects[error.index]))?;
-        let gradients = detached(py, || Tensors::new(gradients))?;
-        let owners = taken.exported.into_iter().filter_map(|(exported, _)| exported.owner).collect();
-        let objects = objects.into_iter().map(Bound::unbind).collect();
-        Ok(Self { places, states, objects, names, owners, gradients, parameters })
+        // Most parameters have the group, the number of steps and the pace of the one before.
+        let mut latest = None;
+        let mut found = Vec::with_capacity(self.groups.len());
+        for (place, (group, clock)) in self.groups.iter().zip(&self.clocks).enumerate() {
+            let key = (group, clock.steps, paces.map(|paces| paces[place]));
+            let formula = match latest {
+                Some((its, formula)) if its == key => formula,
+                _ => {
+                    let Some(its) = settings.get(*group) else {
+                        return Err(PyValueError::new_err(format!("settings of {} groups, and there are more", settings.len())));
+                    };
+                    let moment = Moment { coefficient, pace: key.2.unwrap_or(1.0), number: clock.steps.saturating_add(1) };
+                    strict(|| its.formula(moment))
+                }
+            };
+            latest = Some((key, formula));
+            found.push(formula);
+        }
+        Ok(found)
     }
 }
 
-/// Tensors as they were exported.
-struct Taken<'a, 'py> {
-    names: &'a Names,
-    objects: &'a [Bound<'py, PyAny>],
-    exported: Vec<(Exported, Dtype)>,
-}
-
-impl<'a, 'py> Taken<'a, 'py> {
-    fn of(names: &'a Names, extractor: Extractor<'a, 'py>, objects: &'a [Bound<'py, PyAny>]) -> PyResult<Self> {
-        Ok(Self { names, objects, exported: extractor.dense(objects)? })
-    }
-
-    /// The memory of all tensors, in the order of their parameters, and that of the gradients for themselves; for so many states of each.
-    fn views(&self, states: &[usize]) -> PyResult<(Vec<View>, Vec<View>)> {
-        let (mut views, mut gradients, mut first) = (Vec::with_capacity(self.objects.len()), Vec::with_capacity(states.len()), 0);
-        for states in states {
-            let gradient = first + states + 1;
-            for index in first..=gradient {
-                self.check_alike(index, first)?;
-                views.push(self.view(index, first)?);
-            }
-            gradients.push(self.view(gradient, gradient)?);
-            first = gradient + 1;
-        }
-        Ok((views, gradients))
-    }
-
-    /// Refuses a tensor that is not of the element type, device and shape of its parameter.
-    fn check_alike(&self, index: usize, parameter: usize) -> PyResult<()> {
-        let [(tensor, dtype), (first, first_dtype)] =
-            [&self.exported[index], &self.exported[parameter]].map(|(one, dtype)| (&one.tensor, dtype));
-        let name = |index: usize| self.names.describe(index, &self.objects[index]);
-        if dtype != first_dtype || !(tensor.device == first.device || tensor.device.is_host() && first.device.is_host()) {
-            return Err(PyTypeError::new_err(format!(
-                "{} and {} differ in element type or device: move one to where the other is, with .to()",
-                name(index),
-                name(parameter)
-            )));
-        }
-        if tensor.shape() != first.shape() {
-            return Err(PyValueError::new_err(format!("{} and {} have different shapes: make them alike", name(index), name(parameter))));
-        }
-        Ok(())
-    }
-
-    /// The memory of a tensor, in the order of another.
-    fn view(&self, index: usize, leader: usize) -> PyResult<View> {
-        let ((one, dtype), (leader, _)) = (&self.exported[index], &self.exported[leader]);
-        let (tensor, leader) = (&one.tensor, &leader.tensor);
-        // A handle says nothing about what shares memory with what.
-        let shape = if tensor.device.has_addresses() { tensor.shape() } else { &[0] };
-        // SAFETY: a DLPack tensor describes memory that is valid while its owner lives, and `Step` keeps objects and owners. That nobody else
-        // uses it while a step is taken is up to the caller in Python. Memory of other devices is not read or written: `Step::check` looks at
-        // its addresses alone.
-        let view = unsafe { View::in_order_of(leader.strides(), tensor.start(), *dtype, shape, tensor.strides()) };
-        view.map_err(|problem| self.names.fault(TensorError { index, problem }, &self.objects[index]))
-    }
+fn parsed<S: Settings>(settings: &[Bound<'_, PyAny>]) -> PyResult<Vec<S>> {
+    settings.iter().map(|group| group.extract::<S>()).collect()
 }

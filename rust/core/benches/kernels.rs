@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use normclip_core::kernels::{
-    Abs, Clamp, Count, Elements, Integer, Kernel, Map, MaxAbs, MinAbs, Real, Scale, Sgd, Statistics, SumOf, SumPowers, SumSquares, Update,
+    Abs, AdamW, Clamp, Count, Elements, Integer, Kernel, Map, MaxAbs, MinAbs, Part, Purpose, Real, Scale, Sgd, Statistics, Step, SumOf,
+    SumPowers, SumSquares, Update,
 };
 use normclip_core::{BLOCK, Bf16, Element, F16, Isa};
 
@@ -31,17 +32,16 @@ fn map<E: Element, M: Map>(c: &mut Criterion, name: &str, dtype: &str, map: M) {
     }
 }
 
-fn sgd<E: Element>(c: &mut Criterion, dtype: &str, momentum: f64) {
-    let [mut parameters, mut buffer, gradients] = [(); 3].map(|()| values::<E>());
-    let (name, passes) = if momentum == 0.0 { ("sgd", 3) } else { ("sgd_momentum", 5) };
+fn step<E: Element, U: Update>(c: &mut Criterion, name: &str, dtype: &str, states: usize, update: U) {
+    let [mut parameter, gradient] = [(); 2].map(|()| values::<E>());
+    let mut kept: Vec<Vec<E>> = (0..states).map(|_| vec![E::narrow(0.25); BLOCK]).collect();
     let mut group = c.benchmark_group(name);
-    group.throughput(Throughput::Bytes(passes * size_of_val(gradients.as_slice()) as u64));
-    let sgd = Sgd { coefficient: 0.5, lr: 1e-3, momentum, dampening: 0.0, nesterov: false, weight_decay: 0.0 };
+    group.throughput(Throughput::Bytes((3 + 2 * states as u64) * size_of_val(gradient.as_slice()) as u64));
     for isa in Isa::available() {
         group.bench_function(BenchmarkId::new(dtype, isa.name()), |b| {
             b.iter(|| {
-                let states = &mut [buffer.as_mut_slice()][..usize::from(momentum != 0.0)];
-                sgd.apply(isa, black_box(&mut parameters), black_box(states), black_box(&gradients));
+                let mut states: Vec<&mut [E]> = kept.iter_mut().map(Vec::as_mut_slice).collect();
+                Step::run(isa, update, black_box(Part { parameter: &mut parameter, states: &mut states, gradient: &gradient }));
             });
         });
     }
@@ -58,8 +58,11 @@ fn all<E: Element>(c: &mut Criterion, dtype: &str) {
     reduce::<E, _>(c, "power_2.5", dtype, SumPowers(Real(2.5)));
     map::<E, _>(c, "scale", dtype, Scale { coefficient: -1.0 });
     map::<E, _>(c, "clamp", dtype, Clamp { limit: 0.25 });
-    sgd::<E>(c, dtype, 0.0);
-    sgd::<E>(c, dtype, 0.9);
+    let sgd = Sgd { coefficient: 0.5, lr: 1e-3, momentum: 0.9, dampening: 0.0, nesterov: false, weight_decay: 0.0 };
+    step::<E, _>(c, "sgd", dtype, 0, sgd);
+    step::<E, _>(c, "sgd_momentum", dtype, 1, sgd);
+    let adamw = AdamW { coefficient: 0.5, lr: 1e-3, betas: [0.9, 0.999], corrections: [0.5, 0.1], eps: 1e-8, weight_decay: 0.01 };
+    step::<E, _>(c, "adamw", dtype, 2, adamw);
 }
 
 fn kernels(c: &mut Criterion) {

@@ -6,7 +6,7 @@
 //! returns, and the sign of a NaN that it makes, depend on the instruction. So `narrow` and `store`, which end other computations, return
 //! the positive quiet NaN without payload for every NaN.
 
-use std::ops::{Add, Mul, Sub};
+use std::ops::{Add, Div, Mul, Sub};
 
 use crate::simd::{Simd, narrow_single, widen_half};
 
@@ -66,13 +66,27 @@ impl Dtype {
     }
 }
 
-/// A type in which updates are computed.
-pub trait Float: Copy + PartialEq + Default + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> {
+/// A type in which updates are computed. Its operations are those of IEEE 754, each rounded to nearest, on every instruction set.
+pub trait Float:
+    Copy + PartialEq + PartialOrd + Default + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self>
+{
     /// The one NaN for all.
     const NAN: Self;
 
     /// The nearest value of this type.
     fn of(value: f64) -> Self;
+
+    /// The value of an f32, exactly.
+    fn of_single(value: f32) -> Self;
+
+    /// The nearest f32.
+    fn single(self) -> f32;
+
+    /// The value in f64, exactly.
+    fn wide(self) -> f64;
+
+    /// The square root.
+    fn root(self) -> Self;
 
     /// Whether it is NaN.
     fn is_nan(self) -> bool;
@@ -86,6 +100,22 @@ impl Float for f32 {
         value as Self
     }
     #[inline(always)]
+    fn of_single(value: f32) -> Self {
+        value
+    }
+    #[inline(always)]
+    fn single(self) -> f32 {
+        self
+    }
+    #[inline(always)]
+    fn wide(self) -> f64 {
+        f64::from(self)
+    }
+    #[inline(always)]
+    fn root(self) -> Self {
+        self.sqrt()
+    }
+    #[inline(always)]
     fn is_nan(self) -> bool {
         self.is_nan()
     }
@@ -97,6 +127,22 @@ impl Float for f64 {
     #[inline(always)]
     fn of(value: f64) -> Self {
         value
+    }
+    #[inline(always)]
+    fn of_single(value: f32) -> Self {
+        Self::from(value)
+    }
+    #[inline(always)]
+    fn single(self) -> f32 {
+        self as f32
+    }
+    #[inline(always)]
+    fn wide(self) -> f64 {
+        self
+    }
+    #[inline(always)]
+    fn root(self) -> Self {
+        self.sqrt()
     }
     #[inline(always)]
     fn is_nan(self) -> bool {
@@ -117,10 +163,10 @@ pub trait Element: Copy + Default + Send + Sync + 'static {
     /// finite number and NaN above infinity, so that an integer maximum finds all three.
     type Bits: Copy + Default + Ord + Into<u64> + From<bool> + Add<Output = Self::Bits>;
 
-    /// The multiplier of [`Element::times`].
-    type Factor: Copy;
+    /// The type in which it is multiplied, to be rounded once at the end: f32, or f64 for f64.
+    type Native: Float;
 
-    /// The type in which updates are computed, to be rounded once at the end: f32 for the 16-bit types, else f64.
+    /// A type with digits to spare, in which nearly all roundings before the last are lost in it: f32 for the 16-bit types, else f64.
     type Work: Float;
 
     /// Whether the product of two values is exact in f64, and can neither overflow nor underflow there.
@@ -153,21 +199,21 @@ pub trait Element: Copy + Default + Send + Sync + 'static {
     /// The nearest value of this type; for the 16-bit types by way of f32, as torch does it. One NaN for all.
     fn narrow(value: f64) -> Self;
 
-    /// 32 values, exactly, in an order that is fixed for the type and that [`Element::store`] undoes.
-    fn load<S: Simd>(simd: S, row: [Self; 32]) -> [Self::Work; 32];
+    /// 32 values in a type that holds them: exact.
+    fn load<W: Float, S: Simd>(simd: S, row: [Self; 32]) -> [W; 32];
 
-    /// The values nearest to numbers in the order of [`Element::load`], ties to even. One NaN for all.
-    fn store<S: Simd>(simd: S, row: [Self::Work; 32]) -> [Self; 32];
+    /// The values nearest to 32 numbers, ties to even. One NaN for all.
+    fn store<W: Float, S: Simd>(simd: S, row: [W; 32]) -> [Self; 32];
 
     /// A coefficient in the precision in which this type is multiplied: f32, or f64 for f64.
-    fn factor(coefficient: f64) -> Self::Factor;
+    fn factor(coefficient: f64) -> Self::Native;
 
     /// The product with a normal number, computed in its precision and rounded to this type. NaN stays what it is, but quiet.
-    fn times(self, factor: Self::Factor) -> Self;
+    fn times(self, factor: Self::Native) -> Self;
 
     /// Replaces each element by its product.
     #[inline(always)]
-    fn scale<S: Simd>(_simd: S, elements: &mut [Self], factor: Self::Factor) {
+    fn scale<S: Simd>(_simd: S, elements: &mut [Self], factor: Self::Native) {
         for x in elements {
             *x = x.times(factor);
         }
@@ -222,7 +268,7 @@ macro_rules! half_element {
             $($better)*
 
             type Bits = u16;
-            type Factor = f32;
+            type Native = f32;
             type Work = f32;
             const EXACT_SQUARES: bool = true;
             const ROWS: usize = 32;
@@ -258,21 +304,21 @@ half_element!(
     F16,
     #[inline(always)]
     fn widen<S: Simd>(simd: S, row: [Self; 32]) -> [f64; 32] {
-        Self::load(simd, row).map(f64::from)
+        Self::load(simd, row)
     },
     #[inline(always)]
-    fn load<S: Simd>(simd: S, row: [Self; 32]) -> [f32; 32] {
-        simd.widen_halves(row.map(|half| half.0))
+    fn load<W: Float, S: Simd>(simd: S, row: [Self; 32]) -> [W; 32] {
+        simd.widen_halves(row.map(|half| half.0)).map(W::of_single)
     },
     #[inline(always)]
-    fn store<S: Simd>(simd: S, row: [f32; 32]) -> [Self; 32] {
-        simd.narrow_singles(one_nan(row)).map(Self)
+    fn store<W: Float, S: Simd>(simd: S, row: [W; 32]) -> [Self; 32] {
+        simd.narrow_singles(one_nan(row.map(W::single))).map(Self)
     },
     #[inline(always)]
     fn scale<S: Simd>(simd: S, elements: &mut [Self], factor: f32) {
         let (rows, tail) = elements.as_chunks_mut::<32>();
         for row in rows {
-            *row = simd.narrow_singles(Self::load(simd, *row).map(|x| x * factor)).map(Self);
+            *row = simd.narrow_singles(Self::load(simd, *row).map(|x: f32| x * factor)).map(Self);
         }
         for x in tail {
             *x = x.times(factor);
@@ -281,35 +327,28 @@ half_element!(
 );
 half_element!(
     Bf16,
-    #[inline(always)]
-    fn widen<S: Simd>(simd: S, row: [Self; 32]) -> [f64; 32] {
-        Self::load(simd, row).map(f64::from)
-    },
     // Two numbers are the halves of a 32-bit word, and a shift and a mask make each an f32 without moving bits between vector lanes. So the
     // first 16 results are those at even places, and the others those at odd ones.
     #[inline(always)]
-    fn load<S: Simd>(_simd: S, row: [Self; 32]) -> [f32; 32] {
+    fn widen<S: Simd>(_simd: S, row: [Self; 32]) -> [f64; 32] {
         // SAFETY: both are 64 bytes of plain bits.
         let words: [u32; 16] = unsafe { std::mem::transmute(row) };
-        let mut singles = [0.0; 32];
+        let mut wide = [0.0; 32];
         for (i, word) in words.into_iter().enumerate() {
-            singles[i] = f32::from_bits(word << 16);
-            singles[16 + i] = f32::from_bits(word & 0xffff_0000);
+            wide[i] = f64::from(f32::from_bits(word << 16));
+            wide[16 + i] = f64::from(f32::from_bits(word & 0xffff_0000));
         }
-        singles
+        wide
     },
     #[inline(always)]
-    fn store<S: Simd>(_simd: S, row: [f32; 32]) -> [Self; 32] {
-        let row = one_nan(row);
-        let (even, odd) = row.split_at(16);
-        let mut words = [0u32; 16];
-        for ((word, even), odd) in words.iter_mut().zip(even).zip(odd) {
-            *word = u32::from(Self::from_f32(*even).0) | (u32::from(Self::from_f32(*odd).0) << 16);
-        }
-        // SAFETY: as above, the other way round.
-        unsafe { std::mem::transmute(words) }
+    fn load<W: Float, S: Simd>(_simd: S, row: [Self; 32]) -> [W; 32] {
+        row.map(|x| W::of_single(x.to_f32()))
     },
-    // In words, as `load` reads words.
+    #[inline(always)]
+    fn store<W: Float, S: Simd>(_simd: S, row: [W; 32]) -> [Self; 32] {
+        one_nan(row.map(W::single)).map(Self::from_f32)
+    },
+    // In words, as `widen` reads words.
     #[inline(always)]
     fn magnitudes(row: [Self; 32]) -> [Self; 32] {
         // SAFETY: both are 64 bytes of plain bits.
@@ -322,10 +361,10 @@ half_element!(
 
 /// The implementation of f32 and f64.
 macro_rules! float_element {
-    ($float:ty, $bits:ty, exact_squares = $exact:literal) => {
+    ($float:ident, $bits:ty, exact_squares = $exact:literal, from = $from:ident, to = $to:ident) => {
         impl Element for $float {
             type Bits = $bits;
-            type Factor = $float;
+            type Native = $float;
             type Work = f64;
             const EXACT_SQUARES: bool = $exact;
             const ROWS: usize = if $exact { 32 } else { 8 };
@@ -355,15 +394,15 @@ macro_rules! float_element {
                 self * factor
             }
             #[inline(always)]
-            fn load<S: Simd>(_simd: S, row: [Self; 32]) -> [f64; 32] {
-                row.map(Self::wide)
+            fn load<W: Float, S: Simd>(_simd: S, row: [Self; 32]) -> [W; 32] {
+                row.map(W::$from)
             }
             #[inline(always)]
-            fn store<S: Simd>(_simd: S, row: [f64; 32]) -> [Self; 32] {
-                one_nan(row.map(|x| x as Self))
+            fn store<W: Float, S: Simd>(_simd: S, row: [W; 32]) -> [Self; 32] {
+                one_nan(row.map(W::$to))
             }
         }
     };
 }
-float_element!(f32, u32, exact_squares = true);
-float_element!(f64, u64, exact_squares = false);
+float_element!(f32, u32, exact_squares = true, from = of_single, to = single);
+float_element!(f64, u64, exact_squares = false, from = of, to = wide);

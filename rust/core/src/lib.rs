@@ -1,8 +1,8 @@
 //! Exact, reproducible gradient norms and in-place clipping, over lists of tensors in memory.
 //!
 //! ```text
-//! norm · dot                                   norms of lists; inner products of two lists
-//! reduce · apply · update                      lists of tensors → totals; the same, changed; optimizer steps
+//! norm · dot · update                          norms of lists; inner products of two lists; optimizer steps
+//! reduce · apply                               lists of tensors → totals; the same, changed
 //! tensors                                      lists, each tensor once; the check that they may be written
 //! memory · overlap                             elements in and out; which tensors share bytes
 //! view · kernels · team                        address, element type, layout; the arithmetic; who computes
@@ -38,7 +38,7 @@ mod view;
 pub use apply::{apply, apply_each};
 pub use blocks::BLOCK;
 pub use dot::{Pairs, dot};
-pub use dtype::{Bf16, Dtype, Element, F16};
+pub use dtype::{Bf16, Dtype, Element, F16, Float};
 pub use error::{OutOfMemory, Problem, TensorError, room};
 pub use isa::{Isa, IsaError, Op};
 pub use moments::{Largest, Merge, Moments, Roots, Smallest, Squares, Sum, merged};
@@ -50,5 +50,5 @@ pub use simd::Simd;
 pub use strict::strict;
 pub use team::Team;
 pub use tensors::{Tensors, WritableTensors, check_real};
-pub use update::{Parameters, update};
+pub use update::{Parameters, measure, update};
 pub use view::View;

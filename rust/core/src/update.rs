@@ -4,9 +4,11 @@ use crate::blocks::{Block, Cut};
 use crate::dtype::{Bf16, Dtype, Element, F16};
 use crate::error::{Problem, TensorError};
 use crate::isa::Isa;
-use crate::kernels::{GATHER, Update};
+use crate::kernels::{Descent, GATHER, Measure, Part, Purpose, Step, Update};
 use crate::memory;
+use crate::moments::Merge;
 use crate::overlap;
+use crate::reduce::each_block;
 use crate::team::Team;
 use crate::view::View;
 
@@ -34,8 +36,8 @@ impl Parameters {
     /// shares memory with any other tensor. Gradients may share memory among themselves.
     ///
     /// # Panics
-    /// If a parameter has more than four states, the tensors of a parameter are not all of its element type and length, or the numbers of
-    /// states do not fit the number of views.
+    /// If a parameter has more than four states, the tensors of a parameter are not all of its length, a gradient is not of its element type, its
+    /// states are neither all of that nor, for a 16-bit type, all of f32, or the numbers of states do not fit the number of views.
     pub fn new(views: Vec<View>, states: impl IntoIterator<Item = usize>) -> Result<Self, TensorError> {
         let mut starts = vec![0];
         let mut is_gradient = vec![false; views.len()];
@@ -43,8 +45,12 @@ impl Parameters {
             assert!(states <= MOST_STATES, "{states} states of a parameter");
             let (start, gradient) = (starts[starts.len() - 1], starts[starts.len() - 1] + states + 1);
             is_gradient[gradient] = true;
-            let kind = |view: &View| (view.dtype(), view.len());
-            assert!(views[start..=gradient].iter().all(|view| kind(view) == kind(&views[start])), "tensors of different types or lengths");
+            let (first, dtype) = (&views[start], views[start].dtype());
+            assert!(views[start..=gradient].iter().all(|view| view.len() == first.len()), "tensors of different lengths");
+            let kept = views[start + 1].dtype();
+            let fit = kept == dtype || (dtype.size() == 2 && kept == Dtype::F32 && states > 0);
+            assert!(fit && views[start + 1..gradient].iter().all(|view| view.dtype() == kept), "states of different types");
+            assert!(views[gradient].dtype() == dtype, "a gradient of another type");
             starts.push(gradient + 1);
         }
         assert_eq!(starts.last(), Some(&views.len()), "views that belong to no parameter");
@@ -80,50 +86,74 @@ pub unsafe fn update<U: Update>(parameters: &Parameters, update_of: impl Fn(usiz
     team.run(pieces, |piece| {
         // From the end: what the norm has read last is still in cache.
         for block in parameters.cut.piece(pieces - 1 - piece) {
-            update_block(parameters.tensors(block.tensor), block, update_of(block.tensor), team.isa);
+            on_block::<Step, U>(parameters.tensors(block.tensor), block, update_of(block.tensor), team.isa);
         }
     });
 }
 
-fn update_block<U: Update>(tensors: &[View], block: Block, update: U, isa: Isa) {
-    match tensors[0].dtype() {
-        Dtype::F16 => update_real::<U, F16>(tensors, block, update, isa),
-        Dtype::Bf16 => update_real::<U, Bf16>(tensors, block, update, isa),
-        Dtype::F32 => update_real::<U, f32>(tensors, block, update, isa),
-        Dtype::F64 => update_real::<U, f64>(tensors, block, update, isa),
-        Dtype::C64 | Dtype::C128 => {} // refused by `Parameters::new`
+/// What the step of each parameter would do. Nothing is written.
+///
+/// The result has the same bits for any team.
+///
+/// # Safety
+/// Nobody else reads or writes parameters and states, and nobody writes gradients, until this returns.
+pub unsafe fn measure<U: Update>(parameters: &Parameters, update_of: impl Fn(usize) -> U + Sync, team: Team) -> Vec<Descent> {
+    let team = team.for_bytes(parameters.bytes);
+    let mut found = vec![Descent::EMPTY; parameters.starts.len() - 1];
+    let read = |block: Block| on_block::<Measure, U>(parameters.tensors(block.tensor), block, update_of(block.tensor), team.isa);
+    each_block(&parameters.cut, team, read, |tensor, block| found[tensor].merge(block));
+    found
+}
+
+fn on_block<P: Purpose, U: Update>(tensors: &[View], block: Block, update: U, isa: Isa) -> P::Total {
+    match (tensors[0].dtype(), tensors[1].dtype()) {
+        (Dtype::F16, Dtype::F32) => on_real::<P, U, F16, f32>(tensors, block, update, isa),
+        (Dtype::Bf16, Dtype::F32) => on_real::<P, U, Bf16, f32>(tensors, block, update, isa),
+        (Dtype::F16, _) => on_real::<P, U, F16, F16>(tensors, block, update, isa),
+        (Dtype::Bf16, _) => on_real::<P, U, Bf16, Bf16>(tensors, block, update, isa),
+        (Dtype::F32, _) => on_real::<P, U, f32, f32>(tensors, block, update, isa),
+        (Dtype::F64, _) => on_real::<P, U, f64, f64>(tensors, block, update, isa),
+        (Dtype::C64 | Dtype::C128, _) => P::Total::EMPTY, // refused by `Parameters::new`
     }
 }
 
-fn update_real<U: Update, E: Element>(tensors: &[View], block: Block, update: U, isa: Isa) {
-    let [parameter, states @ .., gradient] = tensors else { return };
-    if let (Some(x), Some(g)) = (memory::contiguous::<E>(parameter, block), memory::slice::<E>(gradient, block))
-        && states.iter().all(|state| memory::contiguous::<E>(state, block).is_some())
+fn on_real<P: Purpose, U: Update, E: Element, T: Element>(tensors: &[View], block: Block, update: U, isa: Isa) -> P::Total {
+    let [parameter, states @ .., gradient] = tensors else { return P::Total::EMPTY };
+    if let (Some(x), Some(gradient)) = (memory::contiguous::<E>(parameter, block), memory::slice::<E>(gradient, block))
+        && states.iter().all(|state| memory::contiguous::<T>(state, block).is_some())
     {
-        let mut slices: [&mut [E]; MOST_STATES] = Default::default();
-        for (slice, state) in slices.iter_mut().zip(states.iter().filter_map(|state| memory::contiguous::<E>(state, block))) {
+        let mut slices: [&mut [T]; MOST_STATES] = Default::default();
+        for (slice, state) in slices.iter_mut().zip(states.iter().filter_map(|state| memory::contiguous::<T>(state, block))) {
             // SAFETY: as for the parameter.
             *slice = unsafe { &mut *state };
         }
         // SAFETY: the maker of the views vouches for the memory. Parameters and states share no memory with any other tensor, each block is
-        // claimed by one thread, and the caller of `update` keeps everybody else out.
-        return update.apply(isa, unsafe { &mut *x }, &mut slices[..states.len()], g);
+        // claimed by one thread, and the caller of `update` or `measure` keeps everybody else out.
+        let parameter = unsafe { &mut *x };
+        return P::run(isa, update, Part { parameter, states: &mut slices[..states.len()], gradient });
     }
-    let mut buffers = vec![vec![E::default(); GATHER.min(block.count)]; tensors.len()];
+    let room = GATHER.min(block.count);
+    let (mut x, mut vs, mut g) = (vec![E::default(); room], vec![vec![T::default(); room]; states.len()], vec![E::default(); room]);
+    let mut total = P::Total::EMPTY;
     for position in (0..block.count).step_by(GATHER) {
         let (first, count) = (block.first + position, (block.count - position).min(GATHER));
-        for (view, buffer) in tensors.iter().zip(&mut buffers) {
-            memory::load(view, first, &mut buffer[..count]);
-        }
-        let [x, vs @ .., g] = &mut buffers[..] else { return };
-        let mut slices: [&mut [E]; MOST_STATES] = Default::default();
-        for (slice, v) in slices.iter_mut().zip(vs) {
+        memory::load(parameter, first, &mut x[..count]);
+        memory::load(gradient, first, &mut g[..count]);
+        let mut slices: [&mut [T]; MOST_STATES] = Default::default();
+        for ((slice, v), state) in slices.iter_mut().zip(&mut vs).zip(states) {
             *slice = &mut v[..count];
+            memory::load(state, first, slice);
         }
-        update.apply(isa, &mut x[..count], &mut slices[..states.len()], &g[..count]);
-        for (view, buffer) in tensors[..=states.len()].iter().zip(&buffers) {
+        let part = Part { parameter: &mut x[..count], states: &mut slices[..states.len()], gradient: &g[..count] };
+        total.merge(&P::run(isa, update, part));
+        if P::WRITES {
             // SAFETY: as above.
-            unsafe { memory::store(view, first, &buffer[..count]) };
+            unsafe { memory::store(parameter, first, &x[..count]) };
+            for (state, v) in states.iter().zip(&vs) {
+                // SAFETY: as above.
+                unsafe { memory::store(state, first, &v[..count]) };
+            }
         }
     }
+    total
 }

@@ -10,8 +10,8 @@ use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 
-use normclip_core::kernels::{Clamp, Map, Scale, Sgd, Statistics, ZeroNonfinite};
-use normclip_core::{BLOCK, Dtype, Isa, Pairs, Parameters, Team, apply, dot, norm, reduce, update};
+use normclip_core::kernels::{AdamW, Clamp, Map, Scale, Sgd, Statistics, Update, ZeroNonfinite};
+use normclip_core::{BLOCK, Dtype, Isa, Pairs, Parameters, Team, apply, dot, measure, norm, reduce, update};
 
 use common::random::Random;
 use common::tensor::Tensor;
@@ -145,16 +145,30 @@ fn mapped<M: Map>(dtype: Dtype, map: M, team: Team) -> u64 {
         .0
 }
 
-fn steps(dtype: Dtype, momentum: bool, sgd: Sgd, team: Team) -> u64 {
-    let [xs, vs, gs] = [6, 7, 8].map(|seed| tensors(dtype, Numbers::Ordinary, seed));
-    let views = xs.iter().zip(&vs).zip(&gs).flat_map(|((x, v), g)| match momentum {
-        true => Tensor::views_of([x, v, g]).to_vec(),
-        false => Tensor::views_of([x, g]).to_vec(),
-    });
-    let parameters = Parameters::new(views.collect(), xs.iter().map(|_| usize::from(momentum))).unwrap();
+/// A step of parameters with so many states of a type, and the measure of the next one.
+fn steps(dtype: Dtype, kept: Dtype, states: usize, by: impl Update, team: Team) -> [u64; 2] {
+    let (xs, gs) = (tensors(dtype, Numbers::Ordinary, 6), tensors(dtype, Numbers::Ordinary, 8));
+    let kept = |number: u64| {
+        // All but the first are averages of squares, which are not negative.
+        let signed = |tensor: Tensor| {
+            let parts: Vec<f64> = tensor.parts().into_iter().map(|part| if number > 0 { part.abs() } else { part }).collect();
+            tensor.holding(&parts)
+        };
+        tensors(kept, Numbers::Ordinary, 7 + 10 * number).into_iter().map(signed).collect::<Vec<_>>()
+    };
+    let kept: Vec<Vec<Tensor>> = (0..states.max(1) as u64).map(kept).collect();
+    let of_parameter = |place: usize| {
+        let its: Vec<&Tensor> = kept[..states].iter().map(|list| &list[place]).collect();
+        let views = [&[&xs[place]][..], &its, &[&gs[place]]].concat().into_iter();
+        views.map(|tensor| Tensor::views_of([&xs[place], tensor])[1].clone()).collect::<Vec<_>>()
+    };
+    let parameters = Parameters::new((0..xs.len()).flat_map(of_parameter).collect(), xs.iter().map(|_| states)).unwrap();
     // SAFETY: the tensors are ours.
-    unsafe { update(&parameters, move |_| sgd, team) };
-    Digest::new().tensors(xs.iter().chain(&vs)).0
+    unsafe { update(&parameters, move |_| by, team) };
+    // SAFETY: as above.
+    let measured = unsafe { measure(&parameters, move |_| by, team) };
+    let sums = measured.iter().flat_map(|sums| [sums.along.value(), sums.squares.value()]).collect::<Vec<_>>();
+    [Digest::new().tensors(xs.iter().chain(kept.iter().flatten())).0, Digest::new().numbers(sums).0]
 }
 
 /// A tensor of more than a mebibyte, so that several threads have part in it: its norm, what it is scaled to, and its product with itself.
@@ -190,10 +204,21 @@ fn digests(team: Team) -> String {
         line("scale to subnormal", dtype.name(), mapped(dtype, Scale { coefficient: 1.7e-41 }, team));
         line("clamp", dtype.name(), mapped(dtype, Clamp { limit: 0.71 }, team));
         line("zero nonfinite", dtype.name(), mapped(dtype, ZeroNonfinite, team));
+        let mut stepped = |what: &str, [moved, measured]: [u64; 2]| {
+            line(what, dtype.name(), moved);
+            line(&format!("{what}, measured"), dtype.name(), measured);
+        };
         let plain = Sgd { coefficient: 0.37, lr: 0.1, momentum: 0.0, dampening: 0.0, nesterov: false, weight_decay: 0.0 };
-        line("sgd", dtype.name(), steps(dtype, false, plain, team));
+        stepped("sgd", steps(dtype, dtype, 0, plain, team));
         let full = Sgd { momentum: 0.9, nesterov: true, weight_decay: 0.01, ..plain };
-        line("sgd nesterov decay", dtype.name(), steps(dtype, true, full, team));
+        stepped("sgd nesterov decay", steps(dtype, dtype, 1, full, team));
+        let betas = [0.9, 0.999];
+        let adamw = AdamW { coefficient: 0.37, lr: 0.1, betas, corrections: AdamW::corrections(betas, 9), eps: 1e-8, weight_decay: 0.01 };
+        stepped("adamw", steps(dtype, dtype, 2, adamw, team));
+        stepped("adamw amsgrad", steps(dtype, dtype, 3, adamw, team));
+        if dtype.size() == 2 {
+            stepped("adamw float32 states", steps(dtype, Dtype::F32, 2, adamw, team));
+        }
     }
     lines
 }

@@ -3,8 +3,8 @@
 mod common;
 
 use half::{bf16, f16};
-use normclip_core::kernels::{Sgd, Update};
-use normclip_core::{BLOCK, Dtype, Element, Isa, Parameters, Problem, Team, TensorError, View, update};
+use normclip_core::kernels::{Formula, Run, Sgd, Update};
+use normclip_core::{BLOCK, Dtype, Element, Float, Parameters, Problem, Team, TensorError, View, update};
 use proptest::prelude::*;
 use proptest::sample::select;
 
@@ -153,14 +153,24 @@ fn each_parameter_by_its_own_numbers() {
 struct TwoStates;
 
 impl Update for TwoStates {
-    fn apply<E: Element>(self, _: Isa, parameter: &mut [E], states: &mut [&mut [E]], gradient: &[E]) {
-        let [first, second] = states else { panic!("{} states", states.len()) };
-        for i in 0..parameter.len() {
-            let x = parameter[i].wide();
-            first[i] = E::narrow(x + gradient[i].wide());
-            second[i] = E::narrow(first[i].wide() * x);
-            parameter[i] = E::narrow(first[i].wide() + second[i].wide());
-        }
+    fn with<R: Run>(self, _: usize, run: R) -> R::Output {
+        run.by::<2, _>(self)
+    }
+}
+
+impl Formula<2> for TwoStates {
+    type Work<E: Element> = E::Native;
+    type Factors<W: Float> = ();
+
+    fn factors<W: Float>(self) {}
+
+    fn direction<W: Float>((): (), x: W, _: [W; 2], g: W) -> (W, [W; 2]) {
+        let first = x + g;
+        (first + first * x, [first, first * x])
+    }
+
+    fn moved<W: Float>((): (), _: W, u: W) -> W {
+        u
     }
 }
 

@@ -1,9 +1,10 @@
-"""ClippedSGD, step by step against the formula in a wider float, and its checkpoints."""
+"""Optimizers that clip, step by step against their formulas in a wider float, and their checkpoints."""
 
 import copy
 import inspect
 import io
 import math
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -101,10 +102,55 @@ def steps(draw: Draw) -> None:
         expect(each.memory.isnan().all(), "memory around a parameter was written")
 
 
-def _expect_rounded(found: torch.Tensor, exact: np.ndarray, terms: np.ndarray) -> None:
+@check("optimizers", weight=8, plants={"optim.ClippedAdamW.step": _larger_step})
+def adamw_steps(draw: Draw) -> None:
+    made = _model(draw)
+    items = [torch.nn.Parameter(each.tensor) for each in made]
+    rule = draw.pick([math.inf, 1.0, draw.magnitude(-8, 8), Soft(draw.magnitude(-3, 3))])
+    lr, eps, decay = draw.pick([0.0, 0.1, draw.magnitude(-6, 0)]), draw.pick([1e-8, 1e-3, 1.0]), draw.pick([0.0, 0.01, 0.5])
+    betas = draw.pick([0.0, 0.5, 0.9]), draw.pick([0.0, 0.95, 0.999])
+    amsgrad, maximize, wide = draw.chance(0.3), draw.chance(0.3), draw.chance(0.3)
+    optimizer = optim.ClippedAdamW(
+        items, lr, betas, eps, decay, amsgrad, rule=rule, maximize=maximize, state_dtype=torch.float32 if wide else None
+    )
+    steps = [0] * len(items)
+    for _ in range(draw.integer(1, 3)):
+        _gradients(draw, made, items)
+        before = [_wide(item) for item in items]
+        names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+        kept = [[_wide(optimizer.state[item][name]) if name in optimizer.state.get(item, {}) else 0.0 for name in names] for item in items]
+        draw.call(optimizer.step)
+        sign = -1.0 if maximize else 1.0
+        for index, (item, x, (m, v, largest)) in enumerate(zip(items, before, kept, strict=True)):
+            if item.grad is None:
+                expect(np.array_equal(_wide(item), x, equal_nan=True), "a parameter without a gradient has moved")
+                continue
+            steps[index] += 1
+            g = sign * float(optimizer.last_coefficient) * _wide(item.grad)
+            sizes = betas[0] * np.abs(m) + (1.0 - betas[0]) * np.abs(g)  # of the terms of m, which may cancel
+            m = betas[0] * m + (1.0 - betas[0]) * g
+            v = betas[1] * v + (1.0 - betas[1]) * g * g
+            largest = np.maximum(largest, v)
+            first, second = (np.longdouble(float(1 - Fraction(beta) ** steps[index])) for beta in betas)
+            below = np.sqrt((largest if amsgrad else v) / second) + eps
+            state = optimizer.state[item]
+            expect(state["step"].item() == steps[index], f"{state['step']} steps, not {steps[index]}")
+            # Squares may underflow, where computed and where stored, by as much as the smallest numbers there.
+            tiny = math.sqrt(float(torch.finfo(torch.float64 if item.dtype == torch.float64 else torch.float32).smallest_normal))
+            _expect_rounded(state["exp_avg"], m, 4 * sizes, single=True)
+            _expect_rounded(state["exp_avg_sq"], v, 4 * v + tiny * tiny * 2**26, single=True)
+            terms = (1.0 + lr * decay) * np.abs(x) + lr * 8 * (sizes / first / below) * (1.0 + tiny * 2**13 / below)
+            _expect_rounded(item, (1.0 - lr * decay) * x - lr * m / first / below, terms, single=True)
+    for each in made:
+        each.tensor[...] = torch.nan
+        expect(each.memory.isnan().all(), "memory around a parameter was written")
+
+
+def _expect_rounded(found: torch.Tensor, exact: np.ndarray, terms: np.ndarray, *, single: bool = False) -> None:
     """Off by half a unit in the last place, and what the arithmetic before costs, in units of the largest terms."""
     limits = torch.finfo(found.dtype)
-    work = 2.0**-24 if found.element_size() == 2 else 2.0**-53
+    # In which numbers it is computed: float32 for 16-bit elements, and `single` for all but float64.
+    work = 2.0**-24 if found.element_size() == 2 or (single and found.dtype != torch.float64) else 2.0**-53
     bound = 0.5 * limits.eps * np.abs(exact) + 8 * work * (terms + np.abs(exact)) + limits.smallest_normal * limits.eps
     right = (np.abs(_wide(found) - exact) <= bound) | (np.abs(exact) > limits.max * (1 - limits.eps))
     # What has overflowed stays so; whether as an infinity or as NaN depends on terms whose factor is 0, which are left out.

@@ -2,13 +2,15 @@
 //!
 //! There are three kinds. A [`Kernel`] reads: it says how elements are added to its state, and what total the state gives. Sums of floats go
 //! through [`SumOf`], which has a fixed number of lanes and adds them up in a fixed order, so that their bits do not depend on the width of
-//! the CPU's vectors. A [`Map`] changes elements one by one. An [`Update`] is the formula of an optimizer: it reads gradients, and changes
-//! parameters and states. Kernels see slices of one block; strides, blocks and threads are dealt with by their callers.
+//! the CPU's vectors. A [`Map`] changes elements one by one. An [`Update`] is an optimizer: by its [`Formula`], parameters and states are changed,
+//! or the step that they would take is measured. Kernels see slices of one block; strides, blocks and threads are dealt with by their callers.
 
+mod adamw;
 mod clamp;
 mod count;
 mod dot;
 mod extremes;
+mod formula;
 mod power;
 mod scale;
 mod sgd;
@@ -17,10 +19,12 @@ mod statistics;
 pub(crate) mod sum;
 mod zero;
 
+pub use adamw::AdamW;
 pub use clamp::Clamp;
 pub use count::{Count, Counts};
 pub use dot::{Products, dot};
 pub use extremes::{MaxAbs, MinAbs};
+pub use formula::{Descent, Formula, Measure, Part, Purpose, Run, Step, Update};
 pub use power::{Integer, PowerSum, Real, SumPowers};
 pub use scale::Scale;
 pub use sgd::Sgd;
@@ -64,13 +68,6 @@ pub trait Kernel: Copy + Send + Sync + 'static {
 pub trait Map: Copy + Send + Sync + 'static {
     /// Changes the elements; false if there was nothing to change.
     fn apply<E: Element>(self, isa: Isa, elements: &mut [E]) -> bool;
-}
-
-/// The formula of an optimizer: changes a block of a parameter, and of the state tensors that the optimizer keeps for it.
-pub trait Update: Copy + Send + Sync + 'static {
-    /// Takes one step along the gradient. All slices have the same length; the states come in the order in which
-    /// [`Parameters`](crate::Parameters) has them.
-    fn apply<E: Element>(self, isa: Isa, parameter: &mut [E], states: &mut [&mut [E]], gradient: &[E]);
 }
 
 /// The elements of a block, which can be read any number of times.

@@ -31,7 +31,7 @@ impl Map for Scale {
 }
 
 struct Multiply<'a, E: Element> {
-    factor: E::Factor,
+    factor: E::Native,
     elements: &'a mut [E],
 }
 

@@ -3,10 +3,8 @@
 //! Input f16, bf16, f32, f64 → f32 for the 16-bit types and f64 for the others, each operation rounded there → rounded once to the element's
 //! type, to nearest even. NaN and infinity follow IEEE arithmetic; a term whose factor λ is 0 is left out, so that an infinite θ makes no NaN.
 
-use super::Update;
+use super::{Formula, Run, Update};
 use crate::dtype::{Element, Float};
-use crate::isa::{Isa, Op};
-use crate::simd::Simd;
 
 /// A step of gradient descent. Its state is the momentum buffer v, or none: then θ ← θ − η·d.
 #[derive(Clone, Copy, Debug)]
@@ -26,51 +24,14 @@ pub struct Sgd {
 }
 
 impl Update for Sgd {
-    fn apply<E: Element>(self, isa: Isa, parameter: &mut [E], states: &mut [&mut [E]], gradient: &[E]) {
-        isa.run(Step { sgd: self, parameter, buffer: states.first_mut().map(|buffer| &mut **buffer), gradient });
-    }
-}
-
-struct Step<'a, E> {
-    sgd: Sgd,
-    parameter: &'a mut [E],
-    buffer: Option<&'a mut [E]>,
-    gradient: &'a [E],
-}
-
-impl<E: Element> Op for Step<'_, E> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call<S: Simd>(self, simd: S) {
-        let factors = Factors::of(self.sgd);
-        let (xs, x_tail) = self.parameter.as_chunks_mut();
-        let (gs, g_tail) = self.gradient.as_chunks();
-        // What is left of a row of 32 is computed in a row of its own.
-        let [mut x_last, mut v_last, mut g_last] = [[E::default(); 32]; 3];
-        x_last[..x_tail.len()].copy_from_slice(x_tail);
-        g_last[..g_tail.len()].copy_from_slice(g_tail);
-        if let Some(buffer) = self.buffer {
-            let (vs, v_tail) = buffer.as_chunks_mut();
-            for ((x, v), g) in xs.iter_mut().zip(vs).zip(gs) {
-                factors.step(simd, x, Some(v), g);
-            }
-            v_last[..v_tail.len()].copy_from_slice(v_tail);
-            factors.step(simd, &mut x_last, Some(&mut v_last), &g_last);
-            v_tail.copy_from_slice(&v_last[..v_tail.len()]);
-        } else {
-            for (x, g) in xs.iter_mut().zip(gs) {
-                factors.step(simd, x, None, g);
-            }
-            factors.step(simd, &mut x_last, None, &g_last);
-        }
-        x_tail.copy_from_slice(&x_last[..x_tail.len()]);
+    fn with<R: Run>(self, states: usize, run: R) -> R::Output {
+        if states == 0 { run.by::<0, _>(self) } else { run.by::<1, _>(self) }
     }
 }
 
 /// The numbers of a step, in the type in which it is computed.
 #[derive(Clone, Copy)]
-struct Factors<W> {
+pub struct Factors<W> {
     coefficient: W,
     lr: W,
     momentum: W,
@@ -89,28 +50,52 @@ impl<W: Float> Factors<W> {
         Self { coefficient, lr, momentum, share, nesterov, decays: weight_decay != W::default(), weight_decay }
     }
 
+    /// d.
     #[inline(always)]
-    fn step<E: Element<Work = W>, S: Simd>(self, simd: S, parameters: &mut [E; 32], buffer: Option<&mut [E; 32]>, gradients: &[E; 32]) {
-        let (mut xs, gs) = (E::load(simd, *parameters), E::load(simd, *gradients));
-        if let Some(buffer) = buffer {
-            let mut vs = E::load(simd, *buffer);
-            for ((x, v), g) in xs.iter_mut().zip(&mut vs).zip(&gs) {
-                let d = self.direction(*x, *g);
-                *v = self.momentum * *v + self.share * d;
-                *x = *x - self.lr * if self.nesterov { d + self.momentum * *v } else { *v };
-            }
-            *buffer = E::store(simd, vs);
-        } else {
-            for (x, g) in xs.iter_mut().zip(&gs) {
-                *x = *x - self.lr * self.direction(*x, *g);
-            }
-        }
-        *parameters = E::store(simd, xs);
+    fn gradient(self, x: W, g: W) -> W {
+        let clipped = self.coefficient * g;
+        if self.decays { clipped + self.weight_decay * x } else { clipped }
+    }
+}
+
+impl Formula<0> for Sgd {
+    type Work<E: Element> = E::Work;
+    type Factors<W: Float> = Factors<W>;
+
+    #[inline(always)]
+    fn factors<W: Float>(self) -> Factors<W> {
+        Factors::of(self)
     }
 
     #[inline(always)]
-    fn direction(self, x: W, g: W) -> W {
-        let clipped = self.coefficient * g;
-        if self.decays { clipped + self.weight_decay * x } else { clipped }
+    fn direction<W: Float>(factors: Factors<W>, x: W, _: [W; 0], g: W) -> (W, [W; 0]) {
+        (factors.gradient(x, g), [])
+    }
+
+    #[inline(always)]
+    fn moved<W: Float>(factors: Factors<W>, x: W, u: W) -> W {
+        x - factors.lr * u
+    }
+}
+
+impl Formula<1> for Sgd {
+    type Work<E: Element> = E::Work;
+    type Factors<W: Float> = Factors<W>;
+
+    #[inline(always)]
+    fn factors<W: Float>(self) -> Factors<W> {
+        Factors::of(self)
+    }
+
+    #[inline(always)]
+    fn direction<W: Float>(factors: Factors<W>, x: W, [v]: [W; 1], g: W) -> (W, [W; 1]) {
+        let d = factors.gradient(x, g);
+        let v = factors.momentum * v + factors.share * d;
+        (if factors.nesterov { d + factors.momentum * v } else { v }, [v])
+    }
+
+    #[inline(always)]
+    fn moved<W: Float>(factors: Factors<W>, x: W, u: W) -> W {
+        x - factors.lr * u
     }
 }

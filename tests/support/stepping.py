@@ -1,0 +1,172 @@
+"""Scenarios of optimizers that clip in their step, on sharded models against whole ones."""
+
+import copy
+import math
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as checkpoint
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+from normclip.optim import ClippedAdamW, ClippedSGD
+from normclip.thresholds import AutoClip
+from support.sharded import Net, counted_collectives, full, mesh_of, raised_by
+
+MAKERS: list[Callable[[Any], Any]] = [
+    lambda parameters: ClippedSGD(parameters, 0.05, 0.5, momentum=0.9, weight_decay=0.01),
+    lambda parameters: ClippedAdamW(parameters, 0.05, rule=AutoClip(percentile=50), amsgrad=True),
+]
+
+
+def backward(model: nn.Module, seed: int) -> None:
+    x = torch.randn(8, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    model.zero_grad()
+    model(x).square().sum().backward()
+
+
+def check_alike(whole: nn.Module, sharded: nn.Module) -> None:
+    for ours, theirs in zip(sharded.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(full(ours.detach()), theirs.detach(), rtol=1e-9, atol=1e-11)
+
+
+def trained(make: Callable[[Any], Any], shard: Callable[[nn.Module], Any]) -> list[Any]:
+    """A sharded model goes as the whole one does."""
+    torch.manual_seed(0)
+    whole = Net().double()
+    sharded = copy.deepcopy(whole)
+    shard(sharded)
+    ours, theirs = make(sharded.parameters()), make(whole.parameters())
+    same: list[Any] = []
+    for step in range(4):
+        for model, optimizer in ((whole, theirs), (sharded, ours)):
+            backward(model, step)
+            optimizer.step()
+        assert abs(ours.last_norm - theirs.last_norm) <= 1e-9 * theirs.last_norm
+        check_alike(whole, sharded)
+        same.append((ours.last_norm, ours.last_coefficient))
+    return same
+
+
+def steps_of_shards(rank: int, size: int) -> Any:
+    """With a head of 3 rows, which leave one of 4 ranks without any."""
+    plan = {"up": ColwiseParallel(), "down": RowwiseParallel()}
+    ways: list[Callable[[nn.Module], Any]] = [
+        lambda model: fully_shard(model, mesh=mesh_of(size, "dp")),
+        lambda model: fully_shard(model, mesh=mesh_of(size, "replicate", "shard")),
+        lambda model: fully_shard(model, mesh=mesh_of(size, "dp"), offload_policy=CPUOffloadPolicy(pin_memory=False)),
+        lambda model: parallelize_module(model, mesh_of(size, "tp"), plan),
+    ]
+    if size == 4:
+
+        def both(model: nn.Module) -> None:
+            mesh = mesh_of(size, "dp", "tp")
+            parallelize_module(model, mesh["tp"], plan)
+            fully_shard(model, mesh=mesh["dp"])
+
+        ways.append(both)
+    return [trained(make, shard) for make in MAKERS for shard in ways]
+
+
+def steps_take_one_collective(rank: int, size: int) -> Any:
+    model = Net().double()
+    fully_shard(model, mesh=mesh_of(size, "dp"))
+    for make in MAKERS:
+        optimizer = make(model.parameters())
+        backward(model, 0)
+        with counted_collectives() as calls:
+            optimizer.step()
+        assert calls == [128]
+    return None
+
+
+def steps_that_fail_on_one_rank(rank: int, size: int) -> Any:
+    """It raises its own error, and the others one that names it. Nobody has written."""
+    mesh, bad = mesh_of(size, "dp"), size - 1
+
+    def setting(optimizer: Any) -> None:
+        optimizer.param_groups[0]["lr"] = -1.0
+
+    def type_of_a_state(optimizer: Any) -> None:
+        state = optimizer.state[optimizer.param_groups[0]["params"][0]]
+        for name in state.keys() - {"step"}:
+            state[name] = state[name].float()
+
+    for make in MAKERS:
+        for spoil in (setting, type_of_a_state):
+            parameter = nn.Parameter(DTensor.from_local(torch.ones(4, dtype=torch.float64), mesh, [Shard(0)]))
+            optimizer = make([parameter])
+            for _ in range(2):
+                parameter.grad = DTensor.from_local(torch.ones(4, dtype=torch.float64), mesh, [Shard(0)])
+                optimizer.step()
+            before = parameter.to_local().detach().clone()
+            if rank == bad:
+                spoil(optimizer)
+            error = raised_by(optimizer.step)
+            assert isinstance(error, (ValueError, TypeError)) if rank == bad else isinstance(error, RuntimeError), repr(error)
+            assert rank == bad or f"rank {bad}" in str(error)
+            assert torch.equal(parameter.to_local(), before)
+    return None
+
+
+def steps_without_gradients_on_one_rank(rank: int, size: int) -> Any:
+    mesh = mesh_of(size, "dp")
+    same = []
+    for make in MAKERS:
+        parameters = [nn.Parameter(DTensor.from_local(torch.zeros(3, dtype=torch.float64), mesh, [Shard(0)])) for _ in range(2)]
+        optimizer = make(parameters)
+        optimizer.step()  # nobody has one
+        assert (optimizer.last_norm, optimizer.last_coefficient) == (0.0, 1.0)
+        for parameter in parameters if rank else ():
+            parameter.grad = DTensor.from_local(torch.full((3,), 2.0, dtype=torch.float64), mesh, [Shard(0)])
+        optimizer.step()
+        assert math.isclose(optimizer.last_norm, math.sqrt(24.0 * (size - 1)), rel_tol=1e-12)
+        assert parameters[0].to_local().abs().max().item() == 0.0 if rank == 0 else parameters[0].to_local().abs().min().item() > 0.0
+        same.append(optimizer.last_norm)
+    return same
+
+
+def checkpoints_of_shards(rank: int, size: int) -> Any:
+    """Through torch.distributed.checkpoint, into a fresh optimizer."""
+    found: list[Any] = [tempfile.mkdtemp() if rank == 0 else None]
+    dist.broadcast_object_list(found)
+    for number, make in enumerate(MAKERS):
+        torch.manual_seed(0)
+        models = [Net().double() for _ in range(2)]
+        for model in models:
+            fully_shard(model, mesh=mesh_of(size, "dp"))
+        through, resumed = (make(model.parameters()) for model in models)
+        for step in range(3):
+            backward(models[0], step)
+            through.step()
+        path = Path(found[0]) / str(number)
+        state = {"model": models[0].state_dict(), "optimizer": get_optimizer_state_dict(models[0], through)}
+        checkpoint.save(state, checkpoint_id=path)
+        state = {"model": models[1].state_dict(), "optimizer": get_optimizer_state_dict(models[1], resumed)}
+        checkpoint.load(state, checkpoint_id=path)
+        models[1].load_state_dict(state["model"])
+        set_optimizer_state_dict(models[1], resumed, state["optimizer"])
+        resumed.rule = copy.deepcopy(through.rule)
+        for step in range(3, 5):
+            for model, optimizer in zip(models, (through, resumed), strict=True):
+                backward(model, step)
+                optimizer.step()
+        for ours, theirs in zip(models[1].parameters(), models[0].parameters(), strict=True):
+            assert torch.equal(ours.to_local(), theirs.to_local())
+    return None
+
+
+SCENARIOS = [
+    steps_of_shards,
+    steps_take_one_collective,
+    steps_that_fail_on_one_rank,
+    steps_without_gradients_on_one_rank,
+    checkpoints_of_shards,
+]
