@@ -30,7 +30,7 @@ napoleon_numpy_docstring = False
 # Names of ours that lead nowhere are errors. Those of others become links where their inventories have them.
 nitpicky = True
 nitpick_ignore = [("py:class", "ProcessGroup")]
-nitpick_ignore_regex = [("py:.*", r"(collections|contextlib|lightning|numpy|os|pathlib|torch|transformers|typing)(\..*)?")]
+nitpick_ignore_regex = [("py:.*", r"(collections|contextlib|lightning|npt|numpy|os|pathlib|torch|transformers|typing)(\..*)?")]
 
 
 def online() -> bool:
@@ -50,7 +50,7 @@ OTHERS = {
 intersphinx_mapping = OTHERS if online() else {}
 
 # Types that have a name in signatures, wherever it is defined; `api/types.md` says what they are.
-TYPES = {"Figures", "Groups", "Loss", "Nonfinite", "Parameters", "Scalar", "Sink", "SupportsDLPack", "Tensors"}
+TYPES = {"Figures", "Groups", "Loss", "NamedParameters", "Nonfinite", "Order", "Parameters", "Scalar", "Sink", "SupportsDLPack", "Tensors"}
 
 
 def find_type(app: Sphinx, env: Any, node: nodes.Element, content: nodes.TextElement) -> nodes.reference | None:

@@ -46,7 +46,7 @@ def dot(xs: Tensors, ys: Tensors) -> float | torch.Tensor:
         ys: As many tensors of the same shapes in the same order. Element types and strides may differ.
 
     Returns:
-        The product: a float, or for tensors on a device a 0-dim float64 tensor on that device. Its error is at most 1e-12 times
+        The product, a float, or for tensors on a device a 0-dim float64 tensor on that device. Its error is at most 1e-12 times
         ``Σ |xᵢyᵢ|``, and it has the same bits for any number of threads. For complex tensors it is the real part of
         Σ x̄ᵢyᵢ. A pair with the same memory as an earlier pair is not counted again.
 
