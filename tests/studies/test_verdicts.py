@@ -101,6 +101,7 @@ def test_numbers_are_short() -> None:
     assert [number(value) for value in (1234.5, 0.123456, math.inf, 12.0)] == ["1,234", "0.123", "–", "12"]
     assert f"N{power(-0.24)}" == "N⁻⁰·²⁴"
     assert median_and_range([3.0, 1.0, 2.0]) == "2 (1 to 3)"
+    assert median_and_range([1.0, math.nan, 2.0]) == "not measured"
 
 
 # Null models: what chance alone gives.

@@ -41,7 +41,9 @@ def percent(value: float) -> str:
 
 
 def median_and_range(figures: Sequence[float], show: Callable[[float], str] = number) -> str:
-    """The median, and the least and the largest in brackets if they read differently."""
+    """The median, and the least and the largest in brackets if they read differently. A figure that is NaN has none of these."""
+    if any(map(math.isnan, figures)):
+        return "not measured"
     middle, low, high = show(median(figures)), show(min(figures)), show(max(figures))
     return middle if low == high else f"{middle} ({low} to {high})"
 
@@ -109,10 +111,8 @@ class Claim(Generic[_Findings]):
     def judge(self, findings: _Findings) -> Judged:
         """The verdict on this claim by the figures of all seeds."""
         figures = tuple(self.measure(findings))
-        text = "not measured" if any(map(math.isnan, figures)) else median_and_range(figures, self.show)
-        return Judged(
-            self.name, self.claim, self.source, self.predicted, f"{self.figure}: {text}", figures, self.criterion, self._verdict(figures)
-        )
+        measured = f"{self.figure}: {median_and_range(figures, self.show)}"
+        return Judged(self.name, self.claim, self.source, self.predicted, measured, figures, self.criterion, self._verdict(figures))
 
     def _verdict(self, figures: Sequence[float]) -> Verdict:
         if len(figures) < LEAST_SEEDS or any(map(math.isnan, figures)):
