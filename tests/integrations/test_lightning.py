@@ -1,6 +1,7 @@
 """`lightning.Trainer` on a small model: clipping by normclip, and monitoring."""
 
 import json
+import pickle
 import types
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -20,7 +21,7 @@ from torch.utils.data import DataLoader
 import normclip
 from normclip import patch
 from normclip.integrations.lightning import GradMonitorCallback
-from normclip.monitor import Figures, GradMonitor
+from normclip.monitor import Figures, GradMonitor, json_lines
 from support.frameworks import LIGHTNINGS_WARNINGS
 from support.training import assert_trains_alike, batches, reads_of, small_model
 
@@ -123,6 +124,10 @@ class Itself(Automatic):
         if "parts" in self.way:
             for layer in (self.net[0], self.net[2]):
                 torch.nn.utils.clip_grad_norm_(layer.parameters(), 0.25)
+        if "monitor" in self.way:
+            self.trainer.callbacks[0].monitor.clip_(0.5)
+        if "monitor twice" in self.way:
+            self.trainer.callbacks[0].monitor.clip_grad_norm_(self.parameters(), 0.25)
 
 
 class Early(Automatic):
@@ -254,7 +259,10 @@ WAYS: dict[str, tuple[Callable[[], Recorded], dict[str, Any]]] = {
     "by norm in half precision": (Automatic, {"gradient_clip_val": 0.5, "plugins": half_precision}),
     "early": (Early, {}),
     "early and by norm": (Early, {"gradient_clip_val": 0.25}),
-    **{f"itself: {way}": (partial(Itself, way), {}) for way in ("not at all", "torch", "value, torch", "normclip", "parts")},
+    **{
+        f"itself: {way}": (partial(Itself, way), {})
+        for way in ("not at all", "torch", "value, torch", "normclip", "parts", "monitor", "monitor twice")
+    },
     "itself: lightning": (partial(Itself, "lightning"), {"gradient_clip_val": 0.5}),
     "itself: lightning, torch": (partial(Itself, "lightning, torch"), {"gradient_clip_val": 5.0}),
     **{
@@ -273,6 +281,7 @@ WAYS: dict[str, tuple[Callable[[], Recorded], dict[str, Any]]] = {
             ),
         )
     },
+    "itself: monitor, accumulated": (partial(Itself, "monitor"), {"accumulation": 3}),
     "manual, accumulated": (partial(Manual, "torch", accumulation=2), {}),
     "manual, each batch clipped": (partial(Manual, "torch", accumulation=2, always=True), {}),
     "manual, in half precision": (partial(Scaled, "not at all"), {"plugins": half_precision}),
@@ -347,18 +356,57 @@ def test_an_optimizer_without_monitored_parameters_is_not_logged(tmp_path: Path)
     assert {step: figures["norm"] for step, figures in told.items()} == pytest.approx(dict(module.expected[1::2]), rel=1e-6)
 
 
-@pytest.mark.parametrize("rule", [None, 0.5])
-def test_a_step_of_several_closures_is_logged_once(tmp_path: Path, rule: float | None) -> None:
-    class ByClosures(Automatic):
+def test_what_the_monitor_clips_in_a_hook_is_what_is_logged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    module = Itself("monitor")
+    monitor, told = monitored(module)
+    monitor.every = 2
+    reads = reads_of(monkeypatch)
+    fit(module, tmp_path, GradMonitorCallback(monitor))
+    assert {step: figures["clip/threshold"] for step, figures in told.items()} == {0: 0.5, 2: 0.5}
+    assert len(reads) == 2, "before the hook, as it might not call the monitor; only in steps that are logged"
+    monitor.observe()
+    assert monitor.step == STEPS + 1, "after training it counts by itself"
+
+
+def test_a_step_that_fails_is_logged(tmp_path: Path) -> None:
+    class Failing(Automatic):
+        def configure_gradient_clipping(self, *given: Any, **others: Any) -> None:
+            raise ZeroDivisionError
+
+    module = Failing()
+    monitor, told = monitored(module)
+    with pytest.raises(ZeroDivisionError):
+        fit(module, tmp_path, GradMonitorCallback(monitor))
+    assert [(step, figures["norm"]) for step, figures in told.items()] == [(0, pytest.approx(module.expected[0][1], rel=1e-6))]
+
+
+def test_a_monitor_is_pickled_while_training(tmp_path: Path) -> None:
+    class Pickling(pl.Callback):
+        def on_train_batch_end(self, *given: Any, **others: Any) -> None:
+            copies.append(pickle.loads(pickle.dumps(monitor)))
+
+    module, copies = Module(), []
+    monitor = GradMonitor(module, json_lines(tmp_path / "gradients.jsonl"))
+    fit(module, tmp_path, GradMonitorCallback(monitor), Pickling())
+    assert [copy.step for copy in copies] == [1, 2, 3, 4]
+    copies[1].observe()
+    assert copies[1].step == 3
+
+
+@pytest.mark.parametrize(("way", "rule"), [("not at all", None), ("not at all", 0.5), ("monitor", None)])
+def test_a_step_of_several_closures_is_logged_once(tmp_path: Path, way: str, rule: float | None) -> None:
+    class ByClosures(Itself):
         def configure_optimizers(self) -> Any:
             return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=3)
 
-    module = ByClosures()
+    module = ByClosures(way)
     monitor = GradMonitor(module, lambda step, figures: told.append((step, figures["norm"])))
     told: list[tuple[int, float]] = []
     fit(module, tmp_path, GradMonitorCallback(monitor, rule))
     assert len(module.expected) > STEPS
     assert [step for step, _ in told] == list(range(STEPS))
+    if rule is None:  # else the module's hook sees gradients that the callback has clipped
+        assert dict(told) == pytest.approx(dict(reversed(module.expected)), rel=1e-6)
 
 
 @pytest.mark.parametrize("strategy", [DeepSpeedStrategy, FSDPStrategy])

@@ -1,6 +1,7 @@
 """Logs one record for each optimizer step, of its gradients before clipping, whenever and however often they are clipped.
 
-torch's clipping functions call :meth:`Steps.before`, which measures; the hook of a callback calls :meth:`Steps.end`, which logs.
+torch's clipping functions call :meth:`Steps.before`, which measures; the hook of a callback calls :meth:`Steps.end`, which logs. Meanwhile
+the framework counts the steps, so that further records of the same step, such as by calls of the monitor's methods, are not logged.
 """
 
 from __future__ import annotations
@@ -20,26 +21,41 @@ class Steps:
     The figures are those of the gradients of the optimizer's parameters before the first clipping since its last step. A later clipping
     call is taken to belong to that clipping if nothing else has changed the gradients in between: they may be clipped in parts, or in
     several ways. Without clipping, the figures are those of the gradients in the optimizer step. Clipping is noticed if it is by torch's
-    functions, which are replaced until ``patch`` is undone.
+    functions, which are replaced until :meth:`undo`.
 
     Args:
-        monitor: The monitor. It then logs calls of torch's functions only through this object, even if it was also passed to
+        monitor: The monitor, whose steps are numbered by ``step`` until :meth:`undo`. It then logs calls of torch's functions only through this object, even if it was also passed to
             :func:`normclip.patch_torch`.
         step: Returns the number of the present step.
-        optimizers: Returns the optimizers with the parameters of each; None stands for all parameters of the monitor.
+        optimizers: Returns the optimizers with the parameters of each; None stands for all parameters of the monitor. Without this
+            function clipping is not noticed.
     """
 
     def __init__(
-        self, monitor: GradMonitor, step: Callable[[], int], optimizers: Callable[[], Mapping[Hashable, Iterable[Any] | None]]
+        self,
+        monitor: GradMonitor,
+        step: Callable[[], int],
+        optimizers: Callable[[], Mapping[Hashable, Iterable[Any] | None]] | None = None,
     ) -> None:
         self.monitor = monitor
         self._step = step
-        self._optimizers = optimizers
+        self._optimizers = optimizers or dict
         # For each optimizer, the measurement of its gradients before clipping: since its last step, and in the present clipping call.
         self._clipped: dict[Hashable, _Measured] = {}
         self._clipping: dict[Hashable, _Measured] = {}
         self._awaiting = False
-        self.patch = Patch(watcher=self).__enter__()
+        # What is to be logged of a step when it is over, unless the user's own call of the monitor has logged the step by then.
+        self._held: tuple[int, _Measured] | None = None
+        self._patch = None if optimizers is None else Patch(watcher=self).__enter__()
+        monitor.step = step()
+        monitor._present = step
+
+    def undo(self) -> None:
+        """Put torch's functions back, and let the monitor count by itself. A second call does nothing."""
+        if self.monitor._present is self._step:
+            self.monitor._present = None
+        if self._patch is not None:
+            self._patch.undo()
 
     def before(self, parameters: Sequence[Any], share: bool) -> ClipsByNorm | None:
         """Measure the gradients of each optimizer that has one of these parameters.
@@ -47,7 +63,7 @@ class Steps:
         If ``share``, and the parameters are exactly those of one optimizer, returns a function that clips and measures by one read.
         """
         self._clipping = {}
-        if self.is_logged:
+        if self.is_measured:
             return None
         given, clips = {id(parameter) for parameter in parameters}, None
         for optimizer, pairs in self._monitored().items():
@@ -74,9 +90,9 @@ class Steps:
                 self.end(optimizer)
 
     @property
-    def is_logged(self) -> bool:
-        """Whether the present step has been logged, by this object or by the user's own call of the monitor."""
-        return self.monitor.step > self._step()
+    def is_measured(self) -> bool:
+        """Whether the record of the present step is there: logged, by this object or by the user's own call of the monitor, or held."""
+        return self._held is not None or self.monitor.step > self._step()
 
     def was_clipped(self, optimizer: Hashable = None) -> bool:
         """Whether the present gradients of an optimizer were measured before they were clipped."""
@@ -95,18 +111,25 @@ class Steps:
 
     def end(self, optimizer: Hashable = None) -> None:
         """Log the present step, of this optimizer, unless it has been logged or the monitor has no parameter of the optimizer."""
+        self.hold(optimizer)
+        self.release()
+
+    def hold(self, optimizer: Hashable = None) -> None:
+        """As :meth:`end`, but log at the next :meth:`release`, as the gradients may still be clipped, also by the monitor."""
         self._awaiting = False
-        pairs = self._monitored().get(optimizer)
-        if not pairs or self.is_logged:
+        pairs, measured = self._monitored().get(optimizer), self._clipped.pop(optimizer, None)
+        if not pairs or self.is_measured:
             return
-        if self.was_clipped(optimizer):
-            measured = self._clipped[optimizer]
-        else:
+        if measured is None or not measured.left_tensors():
             measured = _Measured(self.monitor, pairs, self._step())
             measured.observe()
-        self._clipped.pop(optimizer, None)
-        self.monitor.step = self._step()
-        self.monitor._end_step(*measured.found)
+        self._held = self._step(), measured
+
+    def release(self) -> None:
+        """Log what is held, unless the user's own call of the monitor has logged that step."""
+        held, self._held = self._held, None
+        if held is not None and self.monitor.step <= held[0]:
+            self.monitor._log(held[0], *held[1].found)
 
     def _monitored(self) -> dict[Hashable, list[tuple[str, Any]]]:
         """For each optimizer, the parameters that belong to the monitor, with their names."""

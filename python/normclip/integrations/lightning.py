@@ -9,7 +9,6 @@ from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from normclip.clip_grads import clip_grads_
 from normclip.integrations._steps import Steps
 from normclip.monitor import GradMonitor
 from normclip.rules import Rule
@@ -25,7 +24,8 @@ class GradMonitorCallback(pl.Callback):
 
     - With ``rule``, the callback clips, from the same read. Leave out ``gradient_clip_val``.
     - With ``gradient_clip_val``, Lightning clips by normclip's functions; clipping by norm and logging share one read.
-    - An overridden ``configure_gradient_clipping`` may clip in any way, as the gradients are read before it is called.
+    - An overridden ``configure_gradient_clipping`` may clip in any way, also by the monitor's methods, as the gradients are read before it
+      is called.
     - Under manual optimization, ``clip_gradients`` and torch's clipping functions are noticed, as normclip replaces these functions while
       the model trains (there is no need to call :func:`normclip.patch_torch`). In place of normclip's own functions call the monitor's
       methods ``clip_`` or ``clip_grad_norm_``, which log by themselves. Other ways of clipping are not noticed. If gradients are clipped
@@ -64,9 +64,6 @@ class GradMonitorCallback(pl.Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Replace torch's clipping functions, to notice clipping."""
         self._end()
-        self.monitor.step = trainer.global_step
-        if self.rule is not None:
-            return
 
         def optimizers() -> dict[Any, list[Any]]:
             return {
@@ -74,21 +71,24 @@ class GradMonitorCallback(pl.Callback):
                 for optimizer in trainer.optimizers
             }
 
-        self._steps = Steps(self.monitor, lambda: trainer.global_step, optimizers)
+        self._steps = Steps(self.monitor, lambda: trainer.global_step, None if self.rule is not None else optimizers)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Log the step, or clip and log, or have the clipping that follows log it."""
         if self.rule is not None:
-            if self.monitor.step > trainer.global_step:  # a later closure call of the same LBFGS step
-                clip_grads_(self.monitor.model, self.rule)
-            else:
-                self.monitor.step = trainer.global_step
-                self.monitor.clip_(self.rule)
+            self.monitor.clip_(self.rule)
         elif self._steps is not None:
             if _clips_by_norm(trainer, pl_module) and self._steps.clips_all(optimizer):
                 self._steps.end_when_clipped()
+            elif pl_module.automatic_optimization:  # configure_gradient_clipping is called next, which may call the monitor
+                self._steps.hold(optimizer)
             else:
                 self._steps.end(optimizer)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *given: Any, **others: Any) -> None:
+        """Log the step, if that has not been done."""
+        if self._steps is not None:
+            self._steps.release()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Put torch's functions back."""
@@ -100,7 +100,8 @@ class GradMonitorCallback(pl.Callback):
 
     def _end(self) -> None:
         if self._steps is not None:
-            self._steps.patch.undo()
+            self._steps.release()
+            self._steps.undo()
             self._steps = None
 
 

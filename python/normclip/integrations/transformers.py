@@ -53,20 +53,17 @@ class GradMonitorCallback(TrainerCallback):
             raise ValueError(f"{owner} clips by itself, where GradMonitorCallback finds no gradients before it: leave out the callback")
         if not state.is_world_process_zero:
             self.monitor.log = ()
-        self.monitor.step = state.global_step
-        if self.rule is None:
-            present = weakref.proxy(state)
-            self._steps = Steps(self.monitor, lambda: present.global_step, lambda: {None: None})
-            # Transformers calls no hook if training raises. The state is freed with the Trainer.
-            weakref.finalize(state, self._steps.patch.undo)
+        present = weakref.proxy(state)
+        self._steps = Steps(self.monitor, lambda: present.global_step, None if self.rule is not None else lambda: {None: None})
+        # Transformers calls no hook if training raises. The state is freed with the Trainer.
+        weakref.finalize(state, self._steps.undo)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """Log what was measured when the Trainer clipped, or clip and log."""
         if self.rule is not None:
-            self.monitor.step = state.global_step
             self.monitor.clip_(self.rule)
         elif self._steps is not None:
-            if args.max_grad_norm > 0 and not self._steps.is_logged and not self._steps.was_clipped():
+            if args.max_grad_norm > 0 and not self._steps.is_measured and not self._steps.was_clipped():
                 raise RuntimeError(
                     "the Trainer has not clipped by torch's functions, so that the norm before clipping is unknown: "
                     "pass max_grad_norm=0 to TrainingArguments, and clip by the rule of GradMonitorCallback"
@@ -79,7 +76,7 @@ class GradMonitorCallback(TrainerCallback):
 
     def _end(self) -> None:
         if self._steps is not None:
-            self._steps.patch.undo()
+            self._steps.undo()
             self._steps = None
 
 

@@ -6,7 +6,7 @@ import math
 import os
 import warnings
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from normclip._arguments import TORCH_EPSILON, check_limit, check_order
@@ -79,6 +79,8 @@ class GradMonitor:
         self.layers = layers
         self.on_error = on_error
         self.step: int = 0
+        # Returns the number of the present step, while a framework counts the steps. Of each number, one record is logged.
+        self._present: Callable[[], int] | None = None
         self._clipped: deque[bool] = deque(maxlen=100)
         self._failed: list[Sink] = []  # sinks whose first error has been warned of
 
@@ -180,7 +182,18 @@ class GradMonitor:
 
     @property
     def _due(self) -> bool:
-        return self.step % self.every == 0
+        number = self._number()
+        return number is not None and number % self.every == 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_present": None}  # the framework is in this process
+
+    def _number(self) -> int | None:
+        """The number of the present step; None if a framework counts the steps and this one has been logged."""
+        if self._present is None:
+            return self.step
+        present = self._present()
+        return present if self.step <= present else None
 
     def _names(self) -> dict[int, str]:
         return {id(parameter): name for name, parameter in named(self.model)}
@@ -198,9 +211,13 @@ class GradMonitor:
         return [(names[id(parameter)], parameter) for parameter in parameters]
 
     def _end_step(self, stats: Stats | None, clip: Figures) -> None:
-        step, due = self.step, self._due
-        self.step += 1
-        if stats is None or not due:
+        step = self._number()
+        if step is not None:
+            self._log(step, stats, clip)
+
+    def _log(self, step: int, stats: Stats | None, clip: Figures) -> None:
+        self.step = step + 1
+        if stats is None or step % self.every:
             return
         figures = _gradient_figures(stats) | clip
         if clip:
@@ -221,7 +238,7 @@ class GradMonitor:
                     f"log[{index}], {sink!r:.200}, has failed in step {step}, and its further errors are not shown: "
                     f"{type(error).__name__}: {error}",
                     RuntimeWarning,
-                    stacklevel=4,
+                    stacklevel=5,
                 )
 
 
