@@ -337,7 +337,7 @@ def test_monitor_is_told_of_clipping(given: str) -> None:
     model, told = torch.nn.Linear(2, 1), []
     model(torch.tensor([3.0, 4.0])).sum().backward()
     expected = normclip.grad_stats(PARAMETERS[given](model)).l2
-    monitor = GradMonitor(model, lambda step, figures: told.append(figures))
+    monitor = GradMonitor(model, lambda figures, step: told.append(figures))
     with normclip.patch_torch(monitor):
         assert utils.clip_grad_norm_(PARAMETERS[given](model), 1.0).item() == pytest.approx(expected)
         utils.clip_grad_norm_([*model.parameters(), weight()], 1.0)

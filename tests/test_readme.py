@@ -52,7 +52,7 @@ def test_pages(page: str, session: None) -> None:
 
 
 NAMES = ("clip", "clip_grads", "distributed", "norms", "optim.sgd", "patch", "products", "statistics")
-MODULES = [f"normclip.{name}" for name in NAMES] + [f"normclip.monitor.{name}" for name in ("monitor", "plot", "sinks")]
+MODULES = [f"normclip.{name}" for name in NAMES] + [f"normclip.monitor.{name}" for name in ("monitor", "plot", "sinks", "trackers")]
 
 
 @pytest.mark.parametrize("name", MODULES)

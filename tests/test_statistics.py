@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import normclip
 from normclip import Moments, PerTensor, Stats
 from normclip._core import FIGURES
+from normclip.statistics import module_of
 from support.tensors import Recipe, recipes
 
 
@@ -176,3 +177,36 @@ def test_same_bits_for_any_number_of_threads(set_threads) -> None:
         set_threads(threads)
         arrays.add(Moments.of(tensors).to_array().tobytes())
     assert len(arrays) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "modules"),
+    [
+        ("weight", ["weight", "weight"]),
+        ("fc.weight", ["fc", "fc"]),
+        ("transformer.h.10.attn.c_attn.weight", ["transformer", "transformer.h.10", "transformer.h.10.attn"]),
+        ("layer1.0.conv1.weight", ["layer1.0", "layer1.0.conv1"]),
+        ("0.weight", ["0", "0"]),
+        ("0.1.weight", ["0", "0.1"]),
+        ("h.0.1.bias", ["h.0", "h.0.1", "h.0.1"]),
+        ("layers.0.experts.3.w1.weight", ["layers.0", "layers.0.experts.3", "layers.0.experts.3.w1"]),
+        ("a.1x.0.weight", ["a", "a.1x.0"]),
+    ],
+)
+def test_modules_by_depth(name: str, modules: list[str]) -> None:
+    assert [module_of(name, depth) for depth in range(1, len(modules) + 1)] == modules
+
+
+def test_modules_in_place_of_tensors() -> None:
+    model = torch.nn.ModuleDict({name: torch.nn.Linear(3, 2) for name in ("a", "b")})
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    rows = normclip.grad_stats(model, per_tensor=True, depth=1)
+    assert rows.per_tensor.names == ("a", "b")
+    assert rows.per_tensor.l2[1] == normclip.total_norm([p.grad for p in model["b"].parameters()])
+    assert rows.top(1)[0][0] in "ab"
+    for function in (normclip.grad_stats, lambda *given, **how: normclip.clip_grads_(*given, 1.0, **how)):
+        with pytest.raises(ValueError, match="depth is 0: pass 1 or more"):
+            function(model, per_tensor=True, depth=0)
+        with pytest.raises(ValueError, match="pass per_tensor=True"):
+            function(model, depth=1)

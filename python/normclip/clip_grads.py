@@ -14,7 +14,7 @@ from normclip._backends import sharing_errors
 from normclip._core import FIGURES, NORMS
 from normclip._results import mark_written
 from normclip.rules import Hard, Rule, as_rule
-from normclip.statistics import Groups, Stats, assign, check_groups, collect_named, measure, named
+from normclip.statistics import Groups, Stats, assign, check_depth, check_groups, collect_named, measure, named
 from normclip.typing import NamedParameters, Order
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def clip_grads_(
     nonfinite: Nonfinite = "propagate",
     per_tensor: bool = False,
     process_groups: Sequence[ProcessGroup] | None = None,
+    depth: int | None = None,
 ) -> Clipped:
     """Clip gradients, together or by groups, and return their statistics from the same read.
 
@@ -80,6 +81,7 @@ def clip_grads_(
         per_tensor: Also give the figures of each tensor.
         process_groups: As for :func:`normclip.grad_stats`. All ranks of the groups use the same coefficient, and treat non-finite elements
             on any of them alike.
+        depth: As for :func:`normclip.grad_stats`.
 
     Returns:
         The norm, the coefficients, the statistics, and whether there were non-finite elements.
@@ -89,8 +91,8 @@ def clip_grads_(
             has changed. Or as for :func:`normclip.clip_grad_norm_`.
         TypeError: As for :func:`normclip.clip_grad_norm_` and for ``groups`` of :func:`normclip.stats`, or a gradient is complex and
             ``nonfinite`` is ``"zero"``.
-        ValueError: A limit is negative or NaN or belongs to no group, none or both of ``rule`` and ``limits`` are given, or a gradient
-            cannot be written. Nothing has changed.
+        ValueError: A limit is negative or NaN or belongs to no group, none or both of ``rule`` and ``limits`` are given, ``depth`` is not
+            positive or is given without ``per_tensor``, or a gradient cannot be written. Nothing has changed.
 
     Example:
         >>> import torch
@@ -113,6 +115,7 @@ def clip_grads_(
     rule = None if rule is None else as_rule("rule", rule)
 
     check_groups(groups, process_groups)
+    check_depth(depth, per_tensor=per_tensor)
     pairs = named(parameters)
     batch, names = collect_named(pairs, writable=True, process_groups=process_groups)
     with sharing_errors(batch):
@@ -123,7 +126,14 @@ def clip_grads_(
         if unknown:
             raise ValueError(f"limits names the groups {unknown}, and there are {list(members or ()) or 'none: pass groups'}")
     stats, table, member_of = measure(
-        batch, names, per_tensor=per_tensor, orders=(), groups=members, finite_only=nonfinite == "zero", table=True
+        batch,
+        names,
+        per_tensor=per_tensor,
+        orders=(),
+        groups=members,
+        depth=depth,
+        finite_only=nonfinite == "zero",
+        table=True,
     )
 
     nans, infs = (table[:, FIGURES.index(figure)] for figure in ("nans", "infs"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -46,7 +47,7 @@ Moments.of = staticmethod(_moments_of)  # type: ignore[method-assign]
 
 @dataclass(frozen=True, eq=False)
 class PerTensor:
-    """The figures of :class:`Stats` for each tensor: arrays with one element for each tensor, in the order of the tensors."""
+    """The figures of :class:`Stats` for each tensor, or each module: arrays with one element for each, in the order of the tensors."""
 
     names: tuple[str, ...]
     count: npt.NDArray[np.float64]
@@ -82,7 +83,7 @@ class Stats:
         norms: The norms of further orders that were requested.
         groups: The moments of each group that was requested, and of the group "rest" if it has members. A group without tensors has the
             moments of no elements.
-        per_tensor: The figures of each tensor, if they were requested.
+        per_tensor: The figures of each tensor, or of each module to some depth, if they were requested.
     """
 
     count: int
@@ -112,8 +113,7 @@ class Stats:
         if by not in FIGURES:
             raise ValueError(f"by is {by!r}: choose one of {', '.join(FIGURES)}")
         figures = getattr(self.per_tensor, by)
-        order = np.argsort(-np.where(np.isnan(figures), np.inf, figures), kind="stable")[:k]
-        return [(self.per_tensor.names[i], float(figures[i])) for i in order]
+        return [(self.per_tensor.names[i], float(figures[i])) for i in largest_first(figures)[:k]]
 
     def to_dict(self) -> dict[str, Any]:
         """All figures as plain Python values, ready for JSON or a logger."""
@@ -138,6 +138,12 @@ class Stats:
         lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in cells]
         lines += [f"norm of order {order:g}: {norm:.6g}" for order, norm in self.norms.items()]
         return "\n".join(lines)
+
+
+def largest_first(figures: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]:
+    """The positions of figures from the largest to the smallest, NaN first."""
+    # Not by infinity in its place, as a figure may be infinite.
+    return np.lexsort((-figures, ~np.isnan(figures)))
 
 
 def _figures(moments: Moments) -> dict[str, Any]:
@@ -208,6 +214,7 @@ def grad_stats(
     norms: Iterable[Order] = (),
     groups: Groups | None = None,
     process_groups: Sequence[ProcessGroup] | None = None,
+    depth: int | None = None,
 ) -> Stats:
     """The statistics of the gradients of a model, from one read.
 
@@ -220,12 +227,17 @@ def grad_stats(
             layers or experts that were not used. So all steps have the same groups; one without gradients has the moments of no elements.
         process_groups: As for :func:`normclip.clip_grad_norm_`. The figures are those of all ranks, but figures of single tensors are those
             of this rank. Cannot be combined with ``groups``.
+        depth: With ``per_tensor``: in place of the figures of each parameter give those of each module to this depth, exact as if its
+            parameters were one tensor. Depth 1 are the modules that are attributes of the model. An index counts with the name before
+            it: with ``depth=2``, GPT-2 has a row for each block, ``transformer.h.0`` and so on. Parameters of the model itself have rows
+            of their own.
 
     Returns:
         The figures, as :func:`stats` gives them.
 
     Raises:
-        TypeError, ValueError: As for :func:`stats`.
+        TypeError: As for :func:`stats`.
+        ValueError: As for :func:`stats`, or ``depth`` is not positive or is given without ``per_tensor``.
         RuntimeError: As for :func:`normclip.clip_grad_norm_`.
 
     Example:
@@ -237,11 +249,12 @@ def grad_stats(
     """
     orders = [check_order("norms", order) for order in norms]
     check_groups(groups, process_groups)
+    check_depth(depth, per_tensor=per_tensor)
     pairs = named(parameters)
     batch, names = collect_named(pairs, writable=False, process_groups=process_groups)
     with sharing_errors(batch):
         members = assign(groups, [name for name, _ in pairs])
-    return measure(batch, names, per_tensor=per_tensor, orders=orders, groups=members)[0]
+    return measure(batch, names, per_tensor=per_tensor, orders=orders, groups=members, depth=depth)[0]
 
 
 def check_groups(groups: Groups | None, process_groups: Sequence[ProcessGroup] | None) -> None:
@@ -252,6 +265,22 @@ def check_groups(groups: Groups | None, process_groups: Sequence[ProcessGroup] |
     """
     if groups is not None and process_groups:
         raise ValueError("groups of tensors cannot be combined with process groups, whose ranks have different tensors: pass one of them")
+
+
+def check_depth(depth: int | None, *, per_tensor: bool) -> None:
+    """Check the depth of the modules whose figures are wanted.
+
+    Raises:
+        ValueError: It is not positive, or figures of parts are not wanted.
+    """
+    if depth is not None and (depth < 1 or not per_tensor):
+        raise ValueError(f"depth is {depth}: pass 1 or more" if depth < 1 else "depth chooses the rows of per_tensor: pass per_tensor=True")
+
+
+def module_of(name: str, depth: int) -> str:
+    """The name of the module at this depth that has the parameter of this name, or of the deepest; the parameter's for one of the model."""
+    levels = re.findall(r"\d+(?=\.|$)|[^.]+(?:\.\d+(?=\.|$))?", name.rpartition(".")[0])  # an index is part of the level before it
+    return ".".join(levels[:depth]) or name
 
 
 def named(parameters: NamedParameters) -> list[tuple[str, Any]]:
@@ -279,6 +308,7 @@ def measure(
     per_tensor: bool,
     orders: Sequence[float],
     groups: Mapping[str, Sequence[int]] | None,
+    depth: int | None = None,
     finite_only: bool = False,
     table: bool = False,
 ) -> tuple[Stats, npt.NDArray[np.float64], list[str]]:
@@ -290,6 +320,7 @@ def measure(
         per_tensor: Whether the statistics include the figures of each tensor.
         orders: Orders of further norms.
         groups: The groups of :func:`assign`: positions in the list that was passed, some of which may have no tensor in the batch.
+        depth: Give the figures of modules to this depth in place of those of each tensor.
         finite_only: Count NaN and infinite elements, but treat them as 0 in all other figures.
         table: Whether the table is needed.
 
@@ -297,28 +328,50 @@ def measure(
         The statistics; a table of figures with a row for each tensor and a column for each of ``FIGURES``, or without rows; the group of
         each tensor.
     """
-    member_of: list[str] = []
     table |= per_tensor
-    if groups is None:
-        moments, grouped, raw = batch.statistics(finite_only=finite_only, table=table)
-    else:
-        group_at = {position: group for group, positions in groups.items() for position in positions}
-        member_of = [group_at[position] for position in batch.positions]
+    group_at = {position: group for group, positions in (groups or {}).items() for position in positions}
+    member_of = [] if groups is None else [group_at[position] for position in batch.positions]
+    merged = dict.fromkeys(groups or (), Moments())
+    tensors: list[Moments] = []
+    each = getattr(batch, "each", None)
+    if per_tensor and depth is not None and each is None:
+        moments, tensors, raw = batch.statistics(list(range(len(batch))), finite_only=finite_only, table=table)
+        if groups is not None:
+            _merge(merged, member_of, tensors)
+    elif groups is not None:
         numbers = {group: number for number, group in enumerate(groups)}
         moments, grouped, raw = batch.statistics([numbers[group] for group in member_of], finite_only=finite_only, table=table)
-        grouped = [*grouped, *[Moments()] * (len(groups) - len(grouped))]  # groups after the last one that has tensors
+        merged.update(zip(groups, grouped, strict=False))  # without the groups after the last one that has tensors
+    else:
+        moments, _, raw = batch.statistics(finite_only=finite_only, table=table)
     rows = whole = np.frombuffer(raw).reshape(-1, len(FIGURES))
-    if per_tensor and (each := getattr(batch, "each", None)) is not None:
+    if per_tensor and each is not None:
         # The table describes this rank's shards, `each` the whole tensors.
-        whole = np.array([list(_figures(moments).values()) for moments in each()], np.float64).reshape(-1, len(FIGURES))
+        tensors, firsts = each()
+        whole = _rows(tensors[first] for first in firsts)
+    if per_tensor and depth is not None:
+        owners = [module_of(name, depth) for name in names]
+        modules = dict.fromkeys(owners, Moments())
+        _merge(modules, owners, tensors)
+        names, whole = tuple(modules), _rows(modules.values())
     found = Stats(
         **_figures(moments),
         moments=moments,
         norms={order: float(batch.norm(order)) for order in orders},
-        groups=dict(zip(groups or (), grouped, strict=True)),
+        groups=merged,
         per_tensor=PerTensor(names, *whole.T) if per_tensor else None,
     )
     return found, rows, member_of
+
+
+def _merge(merged: dict[str, Moments], member_of: Sequence[str], tensors: Sequence[Moments]) -> None:
+    """Add the moments of each tensor to those of its group, in the order in which batches do, so that the bits are the same."""
+    for group, moments in zip(member_of, tensors, strict=True):
+        merged[group] += moments
+
+
+def _rows(each: Iterable[Moments]) -> npt.NDArray[np.float64]:
+    return np.array([list(_figures(moments).values()) for moments in each], np.float64).reshape(-1, len(FIGURES))
 
 
 def assign(groups: Groups | None, names: Sequence[str]) -> dict[str, list[int]] | None:
@@ -349,4 +402,3 @@ def assign(groups: Groups | None, names: Sequence[str]) -> dict[str, list[int]] 
         found = (group for group, patterns in groups.items() if any(fnmatchcase(name, pattern) for pattern in patterns))
         members.setdefault(next(found, REST), []).append(position)
     return members
-

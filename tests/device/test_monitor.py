@@ -13,7 +13,7 @@ def test_patched_clipping_tells_the_monitor(place: Callable[[torch.Tensor], torc
     weight = torch.nn.Parameter(place(torch.zeros(2)))
     weight.grad = place(torch.tensor([3.0, 4.0]))
     told: list[Figures] = []
-    with normclip.patch_torch(GradMonitor([("weight", weight)], lambda step, figures: told.append(figures))):
+    with normclip.patch_torch(GradMonitor([("weight", weight)], lambda figures, step: told.append(figures))):
         norm = torch.nn.utils.clip_grad_norm_(weight, 1.0)
     assert (norm.item(), norm.device, norm.dtype) == (5.0, weight.device, torch.float32)
     torch.testing.assert_close(weight.grad.cpu(), torch.tensor([0.6, 0.8]))

@@ -1,5 +1,6 @@
 """`lightning.Trainer` on a small model: clipping by normclip, and monitoring."""
 
+import csv
 import json
 import pickle
 import types
@@ -12,6 +13,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import nn
@@ -22,6 +24,7 @@ import normclip
 from normclip import patch
 from normclip.integrations.lightning import GradMonitorCallback
 from normclip.monitor import Figures, GradMonitor, json_lines
+from normclip.monitor.trackers import among_others
 from support.frameworks import LIGHTNINGS_WARNINGS
 from support.training import assert_trains_alike, batches, reads_of, small_model
 
@@ -52,8 +55,7 @@ def fit(module: pl.LightningModule, folder: Path, *callbacks: pl.Callback, accum
         default_root_dir=folder,
         callbacks=list(callbacks),
         accumulate_grad_batches=accumulation,
-        **quiet,
-        **settings,
+        **{**quiet, **settings},
     )
     trainer.fit(module, DataLoader(batches(STEPS * accumulation), batch_size=None))
     return module
@@ -61,7 +63,7 @@ def fit(module: pl.LightningModule, folder: Path, *callbacks: pl.Callback, accum
 
 def monitored(module: nn.Module) -> tuple[GradMonitor, dict[int, Figures]]:
     told: dict[int, Figures] = {}
-    return GradMonitor(module, lambda step, figures: told.__setitem__(step, figures)), told
+    return GradMonitor(module, lambda figures, step: told.__setitem__(step, figures)), told
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
@@ -294,7 +296,7 @@ WAYS: dict[str, tuple[Callable[[], Recorded], dict[str, Any]]] = {
 def test_each_step_is_logged_once_before_clipping(tmp_path: Path, way: str, patched: bool) -> None:
     make, settings = WAYS[way]
     module, told = make(), []
-    monitor = GradMonitor(module, lambda step, figures: told.append((step, figures["norm"])))
+    monitor = GradMonitor(module, lambda figures, step: told.append((step, figures["norm"])))
     settings = {name: value() if callable(value) else value for name, value in settings.items()}
     with normclip.patch_torch(monitor) if patched else nullcontext():
         fit(module, tmp_path, GradMonitorCallback(monitor), **settings)
@@ -314,13 +316,33 @@ def test_lightnings_clipping_and_the_monitor_share_a_read(monkeypatch: pytest.Mo
     assert "norm/net.0.weight" in told[0]
 
 
+@pytest.mark.parametrize("way", ["no clipping", "by norm", "itself: monitor", "rule", "every other step"])
+def test_figures_reach_the_loggers_of_the_trainer(tmp_path: Path, way: str) -> None:
+    make, settings = WAYS.get(way, (Automatic, {}))
+    module = make()
+    monitor, told = monitored(module)
+    monitor.every = 2 if way == "every other step" else 1
+    callback = GradMonitorCallback(monitor, 0.5 if way == "rule" else None, log=True)
+    settings = {"accumulation": 2, "logger": CSVLogger(tmp_path), "log_every_n_steps": 2, **settings}
+    trainer = fit(module, tmp_path, callback, **settings).trainer
+    rows = list(csv.DictReader((tmp_path / "lightning_logs" / "version_0" / "metrics.csv").read_text(encoding="utf-8").splitlines()))
+    latest = [told[step - step % monitor.every] for step in (1, 3)]
+    assert [(int(row["step"]), float(row["gradients/norm/all"])) for row in rows] == [
+        (step, pytest.approx(figures["norm"])) for step, figures in zip((1, 3), latest, strict=True)
+    ]
+    assert rows[0].keys() - {"epoch", "step"} == among_others(told[0]).keys()
+    assert trainer.callback_metrics["gradients/norm/net.0.weight"] == pytest.approx(told[max(told)]["norm/net.0.weight"])
+    fit(module, tmp_path, callback)
+    assert len(monitor.log) == 2, "once, however often it trains"
+
+
 class File:
     """A sink that other processes have, too."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def __call__(self, step: int, figures: Figures) -> None:
+    def __call__(self, figures: Figures, step: int) -> None:
         with self.path.open("a") as lines:
             lines.write(json.dumps([step, figures["norm"]]) + "\n")
 
@@ -335,12 +357,20 @@ class Written(pl.Callback):
         (self.folder / f"expected{trainer.global_rank}").write_text(json.dumps(module.expected))
 
 
+class Watched(pl.Callback):
+    """Wants a metric in every process, as `ModelCheckpoint(monitor=…)` does."""
+
+    def on_train_end(self, trainer: Any, module: Any) -> None:
+        assert trainer.callback_metrics["gradients/norm/all"] > 0.0
+
+
 @pytest.mark.parametrize("way", ["by norm", "itself: value, torch", "manual: lightning", "alternating: together"])
 def test_two_devices(tmp_path: Path, way: str) -> None:
     make, settings = WAYS[way]
     module = make()
     monitor = GradMonitor(module, File(tmp_path / "told"))
-    fit(module, tmp_path, GradMonitorCallback(monitor), Written(tmp_path), **settings, strategy="ddp_fork", devices=2)
+    callbacks = [GradMonitorCallback(monitor, log=True), Written(tmp_path), Watched()]
+    fit(module, tmp_path, *callbacks, **settings, strategy="ddp_fork", devices=2, log_every_n_steps=1)
     told = [json.loads(line) for line in (tmp_path / "told").read_text().splitlines()]
     expected = json.loads((tmp_path / "expected0").read_text())
     assert expected == json.loads((tmp_path / "expected1").read_text())
@@ -400,7 +430,7 @@ def test_a_step_of_several_closures_is_logged_once(tmp_path: Path, way: str, rul
             return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=3)
 
     module = ByClosures(way)
-    monitor = GradMonitor(module, lambda step, figures: told.append((step, figures["norm"])))
+    monitor = GradMonitor(module, lambda figures, step: told.append((step, figures["norm"])))
     told: list[tuple[int, float]] = []
     fit(module, tmp_path, GradMonitorCallback(monitor, rule))
     assert len(module.expected) > STEPS

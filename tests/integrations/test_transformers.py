@@ -1,6 +1,7 @@
 """`transformers.Trainer` on a tiny model of random parameters: clipping by normclip, and monitoring."""
 
 import gc
+import inspect
 import math
 from contextlib import nullcontext
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
@@ -16,6 +18,7 @@ import normclip
 from normclip import patch
 from normclip.integrations.transformers import GradMonitorCallback
 from normclip.monitor import Figures, GradMonitor
+from normclip.monitor.trackers import among_others
 from normclip.rules import Soft
 from support.training import assert_trains_alike, reads_of
 
@@ -44,7 +47,7 @@ def trainer_of(model: nn.Module, folder: Path, callbacks: list[TrainerCallback] 
 
 def monitored(model: nn.Module) -> tuple[GradMonitor, dict[int, Figures]]:
     told: dict[int, Figures] = {}
-    return GradMonitor(model, lambda step, figures: told.__setitem__(step, figures)), told
+    return GradMonitor(model, lambda figures, step: told.__setitem__(step, figures)), told
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -80,7 +83,7 @@ def test_each_step_is_logged_once_before_clipping_from_one_read(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limit: float, settings: dict[str, Any], patched: bool
 ) -> None:
     model, told = tiny_model(), []
-    monitor = GradMonitor(model, lambda step, figures: told.append((step, figures)))
+    monitor = GradMonitor(model, lambda figures, step: told.append((step, figures)))
     expected, reads = Expected(model), reads_of(monkeypatch)
     trainer = trainer_of(model, tmp_path, [GradMonitorCallback(monitor), expected], max_grad_norm=limit, **settings)
     with normclip.patch_torch(monitor) if patched else nullcontext():
@@ -96,11 +99,32 @@ def test_each_step_is_logged_once_before_clipping_from_one_read(
     assert not patch._active
 
 
+@pytest.mark.parametrize("rule", [None, 0.5])
+def test_figures_reach_what_the_trainer_reports_to(tmp_path: Path, rule: float | None) -> None:
+    model = tiny_model()
+    monitor, told = monitored(model)
+    limit = 0.5 if rule is None else 0.0
+    settings = {"report_to": "tensorboard", "logging_steps": 2, "logging_dir": str(tmp_path / "runs")}
+    if "logging_dir" not in inspect.signature(TrainingArguments).parameters:
+        del settings["logging_dir"]
+    trainer = trainer_of(model, tmp_path, max_grad_norm=limit, **settings)
+    trainer.add_callback(GradMonitorCallback(monitor, rule, log=trainer.log))
+    trainer.train()
+    rows = [row for row in trainer.state.log_history if "gradients/norm/all" in row]
+    assert [(row["step"], row["gradients/norm/all"]) for row in rows] == [(2, told[1]["norm"]), (4, told[3]["norm"])]
+    assert set(among_others(told[1])) <= set(rows[0])
+    assert told[1].keys() == told[3].keys(), "what the Trainer adds is not among the figures"
+    (file,) = tmp_path.rglob("events.out.tfevents.*")
+    events = EventAccumulator(str(file)).Reload()
+    found = [(event.step, event.value) for event in events.Scalars("train/gradients/norm/transformer.wte.weight")]
+    assert found == [(step + 1, pytest.approx(told[step]["norm/transformer.wte.weight"])) for step in (1, 3)]
+
+
 def test_monitors_of_parts_and_several_of_the_same(tmp_path: Path) -> None:
     model = tiny_model()
     parts, wholes = [monitored(layer) for layer in model.transformer.h], [monitored(model) for _ in range(2)]
     callbacks = [GradMonitorCallback(monitor) for monitor, _ in (*parts, *wholes)]
-    with normclip.patch_torch(GradMonitor(model, lambda step, figures: told.append(figures["norm"]))):
+    with normclip.patch_torch(GradMonitor(model, lambda figures, step: told.append(figures["norm"]))):
         told: list[float] = []
         trainer_of(model, tmp_path, callbacks, max_grad_norm=0.5).train()
     for _, figures in wholes:

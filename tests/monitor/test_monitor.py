@@ -13,6 +13,7 @@ import normclip
 from normclip.monitor import Figures, GradMonitor, json_lines, tensorboard
 from normclip.monitor import monitor as monitoring
 from normclip.rules import Normalize, Soft
+from normclip.statistics import module_of
 from normclip.thresholds import AutoClip
 from support.training import model_with
 
@@ -20,7 +21,7 @@ from support.training import model_with
 class Told(list[tuple[int, Figures]]):
     """A sink that keeps all it is told."""
 
-    def __call__(self, step: int, figures: Figures) -> None:
+    def __call__(self, figures: Figures, step: int) -> None:
         self.append((step, figures))
 
     @property
@@ -184,6 +185,83 @@ def test_named_parameters() -> None:
     assert told.last["norm/head.weight"] == 5.0
 
 
+def blocks() -> torch.nn.Module:
+    """With names like GPT-2's: two blocks, one of them without a gradient of a bias, and parameters beside them."""
+    torch.manual_seed(3)
+    model = torch.nn.Module()
+    model.scale = torch.nn.Parameter(torch.ones(1))
+    model.transformer = torch.nn.Module()
+    model.transformer.wte = torch.nn.Embedding(3, 2)
+    model.transformer.h = torch.nn.ModuleList(torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 2)) for _ in range(2))
+    for name, parameter in model.named_parameters():
+        if name != "transformer.h.1.0.bias":
+            parameter.grad = torch.randn_like(parameter).mul_(torch.arange(parameter.numel()).view_as(parameter) % 3 < 2)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("depth", "modules"),
+    [
+        (1, ["scale", "transformer"]),
+        (2, ["scale", "transformer.wte", "transformer.h.0", "transformer.h.1"]),
+        (9, ["scale", "transformer.wte", "transformer.h.0.0", "transformer.h.0.1", "transformer.h.1.0", "transformer.h.1.1"]),
+    ],
+)
+@pytest.mark.parametrize("way", ["clip_", "clip_ by groups", "clip_grad_norm_", "observe"])
+def test_modules_to_a_depth(way: str, depth: int, modules: list[str]) -> None:
+    model, told = blocks(), Told()
+    named = dict(model.named_parameters())
+    expected = {
+        module: normclip.stats([p.grad for name, p in named.items() if p.grad is not None and f"{name}.".startswith(f"{module}.")])
+        for module in modules
+    }
+    monitor = GradMonitor(model, told, depth=depth)
+    if way == "clip_":
+        clipped = monitor.clip_(1.0)
+        assert list(clipped.stats.per_tensor.names) == modules
+    elif way == "clip_ by groups":
+        groups = {"weights": ["*weight"]}
+        clipped, others = monitor.clip_(limits={"weights": 1.0}, groups=groups), blocks()
+        alike = normclip.clip_grads_(others, limits={"weights": 1.0}, groups=groups)
+        assert (dict(clipped.coefficients), dict(clipped.stats.groups)) == (dict(alike.coefficients), dict(alike.stats.groups))
+    elif way == "clip_grad_norm_":
+        monitor.clip_grad_norm_(model.parameters(), 1.0)
+    else:
+        monitor.observe()
+    assert [name for name in told.last if name.startswith("norm/")] == [f"norm/{module}" for module in modules]
+    for module, stats in expected.items():
+        assert told.last[f"norm/{module}"] == stats.l2
+        assert told.last[f"sign_cosine/{module}"] == stats.sign_cosine
+        assert told.last[f"zeros/{module}"] == stats.zeros
+        assert told.last[f"nonfinite/{module}"] == 0.0
+
+
+def test_layers_of_the_largest_norms() -> None:
+    told, model = Told(), blocks()
+    monitor = GradMonitor(model, told, depth=2, top=2)
+    monitor.observe()
+    norms = {name: p.l2 for name, p in normclip.grad_stats(model, groups=lambda name: module_of(name, 2)).groups.items()}
+    largest = sorted(norms, key=lambda name: -norms[name])[:2]
+    assert {name for name in told.last if "/" in name} == {
+        f"{f}/{m}" for f in ("norm", "sign_cosine", "zeros", "nonfinite") for m in largest
+    }
+    model.scale.grad[0], model.transformer.wte.weight.grad[0, 0] = math.nan, math.inf
+    GradMonitor(model, told, top=1).observe()
+    assert [name for name in told.last if name.startswith("norm/")] == ["norm/scale"]
+
+
+@pytest.mark.parametrize("wrong", [{"depth": 0}, {"top": 0}, {"depth": 1, "layers": False}, {"top": 1, "layers": False}], ids=str)
+def test_depth_and_top_that_make_no_sense(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} is (0: pass 1 or more|about layers: leave out layers=False)"):
+        GradMonitor(model_with([1.0]), (), **wrong)
+
+
+def test_sinks_may_keep_and_change_what_they_get() -> None:
+    told = Told()
+    GradMonitor(model_with([3.0, 4.0]), [lambda figures, step: figures.clear(), told]).observe()
+    assert told.last["norm"] == 5.0
+
+
 @pytest.mark.parametrize("order", [1, 2.0, 3.0, "inf"])
 @pytest.mark.parametrize("limit", [0.5, 100.0, math.inf])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -258,7 +336,7 @@ class Failing:
         self.error = error
         self.calls = 0
 
-    def __call__(self, step: int, figures: Figures) -> None:
+    def __call__(self, figures: Figures, step: int) -> None:
         self.calls += 1
         raise self.error(f"in step {step}")
 
@@ -305,6 +383,11 @@ def test_sinks_that_interrupt() -> None:
         ("x.jsonl", r"log is the path 'x.jsonl': pass a sink, json_lines\('x.jsonl'\) or tensorboard\('x.jsonl'\)"),
         ([Told(), Path("runs")], r"log\[1\] is the path 'runs'"),
         (json_lines, "log is <class .*json_lines'>: pass a function"),
+        (lambda step, figures, more: None, r"log is <function .*: pass a function that can be called as sink\(figures, step=step\)"),
+        ([Told(), lambda step, figures: None], r"log\[1\] is <function .*can be called as sink\(figures, step=step\)"),
+        (lambda figures: None, "can be called as"),
+        (print, "can be called as"),
+        (Told().append, "can be called as"),
         ([None], r"log\[0\] is None: pass a function"),
         (None, "log is None: pass a function"),
     ],

@@ -27,7 +27,7 @@ def test_plot_of_nothing(tmp_path: Path) -> None:
     json_lines(path)
     with pytest.raises(ValueError, match="no steps"):
         plot(path, tmp_path / "gradients.svg")
-    json_lines(path)(0, {"norm": 0.0})
+    json_lines(path)({"norm": 0.0}, step=0)
     plot(path, tmp_path / "gradients.svg")
 
 

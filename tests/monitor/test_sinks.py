@@ -38,11 +38,11 @@ def test_json_lines_after_a_crash(tmp_path: Path) -> None:
     """A line that was cut off is one that cannot be read, and no more."""
     path = tmp_path / "gradients.jsonl"
     log = json_lines(path)
-    log(0, {"norm": 5.0})
+    log({"norm": 5.0}, step=0)
     with path.open("a", encoding="utf-8") as file:
         file.write('{"step": 1, "nor')
     for sink in (log, json_lines(path)):
-        sink(2, {"norm": 6.0})
+        sink({"norm": 6.0}, step=2)
     assert path.read_text(encoding="utf-8").splitlines() == [
         '{"step": 0, "norm": 5.0}',
         '{"step": 1, "nor',
@@ -56,15 +56,15 @@ def test_json_lines_stay_where_they_are(tmp_path: Path, monkeypatch: pytest.Monk
     log = json_lines("gradients.jsonl")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    log(0, {"norm": 5.0})
-    pickle.loads(pickle.dumps(log))(1, {"norm": 5.0})
+    log({"norm": 5.0}, step=0)
+    pickle.loads(pickle.dumps(log))({"norm": 5.0}, step=1)
     assert len((tmp_path / "gradients.jsonl").read_text(encoding="utf-8").splitlines()) == 2
     assert list(Path().iterdir()) == []
 
 
 @pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="no such file here")
 def test_json_lines_to_a_pipe() -> None:
-    program = "from normclip.monitor import json_lines; log = json_lines('/dev/stdout'); log(0, {'norm': 5.0}); log(1, {})"
+    program = "from normclip.monitor import json_lines; log = json_lines('/dev/stdout'); log({'norm': 5.0}, step=0); log({}, step=1)"
     assert output_of(program) == '{"step": 0, "norm": 5.0}\n{"step": 1}\n'
 
 
@@ -95,13 +95,13 @@ def test_tensorboard_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         import os
         log = tensorboard("runs")
         os.chdir("/")
-        log(0, {"norm": 5.0})
+        log({"norm": 5.0}, step=0)
     """
     output_of(program)
     assert scalars_of(tmp_path / "runs", "norm") == {(0, 5.0)}
     log = tensorboard(tmp_path / "runs")
-    log(1, {"norm": 6.0})
-    pickle.loads(pickle.dumps(log))(2, {"norm": 7.0})
+    log({"norm": 6.0}, step=1)
+    pickle.loads(pickle.dumps(log))({"norm": 7.0}, step=2)
     del log
     assert scalars_of(tmp_path / "runs", "norm") == {(0, 5.0), (1, 6.0), (2, 7.0)}
     (tmp_path / "file").touch()
@@ -123,7 +123,7 @@ class Writer:
 
 def test_tensorboard_with_a_writer_is_pickled_if_that_is(tmp_path: Path) -> None:
     sink = pickle.loads(pickle.dumps(tensorboard(Writer())))
-    sink(0, {"norm": 5.0})
+    sink({"norm": 5.0}, step=0)
     assert sink._writer.written == [("norm", 5.0, 0)]
     with SummaryWriter(str(tmp_path)) as writer, pytest.raises(TypeError, match="pass the folder to tensorboard"):
         pickle.dumps(tensorboard(writer))

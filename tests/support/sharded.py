@@ -86,6 +86,11 @@ def check_like_whole(whole: nn.Module, sharded: nn.Module) -> list[Any]:
     np.testing.assert_array_equal(figures.per_tensor.count, expected.per_tensor.count)
     np.testing.assert_allclose(figures.per_tensor.l2, expected.per_tensor.l2, rtol=1e-12)
     np.testing.assert_allclose(figures.per_tensor.sign_cosine, expected.per_tensor.sign_cosine, rtol=1e-12)
+    modules = [normclip.grad_stats(model, per_tensor=True, depth=1).per_tensor for model in (sharded, whole)]
+    assert modules[0].names == modules[1].names
+    assert len(modules[0].names) < len(figures.per_tensor.names)
+    np.testing.assert_array_equal(modules[0].zeros, modules[1].zeros)
+    np.testing.assert_allclose(modules[0].l2, modules[1].l2, rtol=1e-15)
     for group in ("matrices", "rest"):
         assert figures.groups[group].count == expected.groups[group].count
         close(figures.groups[group].l2, expected.groups[group].l2)

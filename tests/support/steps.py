@@ -59,7 +59,7 @@ def monitored_error(rank: int, size: int) -> Any:
     named = list(zip("ab", wholes, strict=True))
     for parameter, shard in zip(wholes, shards, strict=True):
         parameter.grad = DTensor.from_local(shard, mesh, [Shard(0)], run_check=False)
-    monitor = GradMonitor(named, lambda step, figures: told.append(figures))
+    monitor = GradMonitor(named, lambda figures, step: told.append(figures))
     with normclip.patch_torch(monitor):
         for clip in (monitor.clip_grad_norm_, torch.nn.utils.clip_grad_norm_):
             for order in (2.0, 3.0):
@@ -100,8 +100,8 @@ def monitored(rank: int, size: int) -> Any:
     """Sinks on one rank alone, and monitors on all, which measure together."""
     whole, sharded, grads, shards = sharded_twins(size)
     told: list[Figures] = []
-    sinks = [lambda step, figures: told.append(figures)] if rank == 0 else []
-    monitor, alone = GradMonitor(sharded, sinks, every=2), GradMonitor(whole, [lambda step, figures: told.append(figures)])
+    sinks = [lambda figures, step: told.append(figures)] if rank == 0 else []
+    monitor, alone = GradMonitor(sharded, sinks, every=2), GradMonitor(whole, [lambda figures, step: told.append(figures)])
     same: list[Any] = []
     for _ in range(3):
         set_grads(sharded, shards, 1.0)

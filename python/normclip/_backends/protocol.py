@@ -63,9 +63,7 @@ class Batch(Protocol):
     def __len__(self) -> int: ...
 
     def norm(self, order: float) -> AnyNorm: ...
-    def statistics(
-        self, groups: list[int] = ..., *, finite_only: bool = False, table: bool = True
-    ) -> tuple[Moments, list[Moments], bytes]:
+    def statistics(self, groups: list[int] = ..., *, finite_only: bool = False, table: bool = True) -> tuple[Moments, list[Moments], bytes]:
         """The moments of all tensors and of each group, and a table of figures with a row for each tensor, which may be left out."""
 
     def nonfinite(self) -> list[tuple[str, int, int]]: ...

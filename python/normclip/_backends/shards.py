@@ -185,8 +185,11 @@ class Shards:
         whole = np.array([tables[0], *map(merged_each, tables[1:], self._meshes.values())])
         return total, [Moments.from_array(merged_moments(whole[:, label])) for label in range(labels)], rows
 
-    def each(self) -> list[Moments]:
-        """The moments of each whole tensor, from the shards that the last ``statistics`` call has measured."""
+    def each(self) -> tuple[list[Moments], list[int]]:
+        """The moments of each whole tensor, from the shards that the last ``statistics`` call has measured; and where it is listed first.
+
+        A tensor that is listed again has empty moments.
+        """
         self._check_same_lists()
         counted = zip(self._each, self._counts, strict=True)
         rows = np.array([moments.to_array() if counts else np.zeros(len(MOMENTS)) for moments, counts in counted])
@@ -194,9 +197,9 @@ class Shards:
             here = [index for index, at in enumerate(self._mesh_numbers) if at == mesh_number]
             if here:
                 rows[here] = merged_each(rows[here], groups)
-        # A tensor that is listed again has empty moments: return those of its first occurrence.
         first_of: dict[int, int] = {}
-        return [Moments.from_array(rows[first_of.setdefault(id(tensor), index)]) for index, tensor in enumerate(self._measured)]
+        firsts = [first_of.setdefault(id(tensor), index) for index, tensor in enumerate(self._measured)]
+        return [Moments.from_array(row) for row in rows], firsts
 
     def nonfinite(self) -> list[tuple[str, int, int]]:
         """The non-finite tensors of this rank; if it has none, one entry with the counts of the other ranks."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 from normclip.monitor import Figures, GradMonitor
+from normclip.monitor.trackers import among_others
 from normclip.patch import ClipsByNorm, Patch
 from normclip.statistics import Stats, named
 
@@ -24,8 +25,8 @@ class Steps:
     functions, which are replaced until :meth:`undo`.
 
     Args:
-        monitor: The monitor, whose steps are numbered by ``step`` until :meth:`undo`. It then logs calls of torch's functions only through this object, even if it was also passed to
-            :func:`normclip.patch_torch`.
+        monitor: The monitor, whose steps are numbered by ``step`` until :meth:`undo`. It then logs calls of torch's functions only through
+            this object, even if it was also passed to :func:`normclip.patch_torch`.
         step: Returns the number of the present step.
         optimizers: Returns the optimizers with the parameters of each; None stands for all parameters of the monitor. Without this
             function clipping is not noticed.
@@ -140,6 +141,22 @@ class Steps:
         return monitored
 
 
+class Latest:
+    """A sink that keeps figures until a framework logs, by names for that place; figures of several steps as far as they differ by name."""
+
+    def __init__(self) -> None:
+        self._figures: Figures = {}
+
+    def __call__(self, figures: Figures, step: int) -> None:
+        """Keep the figures."""
+        self._figures |= among_others(figures)
+
+    def take(self) -> Figures:
+        """The figures, which are not kept any longer."""
+        figures, self._figures = self._figures, {}
+        return figures
+
+
 class _Measured(GradMonitor):
     """A monitor that measures, or clips and measures, and keeps the figures instead of logging them."""
 
@@ -147,7 +164,7 @@ class _Measured(GradMonitor):
     _marks: list[tuple[weakref.ref[Any] | None, int]]
 
     def __init__(self, monitor: GradMonitor, pairs: list[tuple[str, Any]], step: int) -> None:
-        super().__init__(pairs, (), every=monitor.every, layers=monitor.layers)
+        super().__init__(pairs, (), every=monitor.every, layers=monitor.layers, depth=monitor.depth)
         self.step = step
 
     def keep_marks(self) -> None:

@@ -9,7 +9,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from normclip.integrations._steps import Steps
+from normclip.integrations._steps import Latest, Steps
 from normclip.monitor import GradMonitor
 from normclip.rules import Rule
 
@@ -37,15 +37,19 @@ class GradMonitorCallback(pl.Callback):
     Args:
         monitor: A monitor of the module, or of a part of it.
         rule: Clip by this rule of :mod:`normclip.rules`; a number means :class:`normclip.rules.Hard`.
+        log: Also pass the figures to the module's ``log_dict``, and so to all loggers of the Trainer, in its logging steps
+            (``log_every_n_steps``). These have the latest figures, named as ``gradients/norm/all`` and ``gradients/norm/<layer>``.
 
     Raises:
         ValueError: When training starts: ``rule`` is given, and Lightning also clips or has several optimizers; or the strategy is
             DeepSpeed or FSDP of version 1, whose parameters do not have the model's gradients.
     """
 
-    def __init__(self, monitor: GradMonitor, rule: Rule | float | None = None) -> None:
+    def __init__(self, monitor: GradMonitor, rule: Rule | float | None = None, *, log: bool = False) -> None:
         self.monitor = monitor
         self.rule = rule
+        self._latest = Latest() if log else None
+        self._stepped = False
         self._steps: Steps | None = None
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
@@ -58,8 +62,9 @@ class GradMonitorCallback(pl.Callback):
             raise ValueError("both GradMonitorCallback and the Trainer clip: leave out either rule or gradient_clip_val")
         if self.rule is not None and len(trainer.optimizers) > 1:
             raise ValueError("rule takes the gradients of the whole monitor, and there are several optimizers: clip in the LightningModule")
-        if not trainer.is_global_zero:
-            self.monitor.log = ()
+        sinks = [sink for sink in self.monitor.log if sink is not self._latest] if trainer.is_global_zero else []
+        # All processes log to Lightning, since its callbacks may look at any metric in all of them.
+        self.monitor.log = (*sinks, *([] if self._latest is None else [self._latest]))
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Replace torch's clipping functions, to notice clipping."""
@@ -75,6 +80,7 @@ class GradMonitorCallback(pl.Callback):
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Log the step, or clip and log, or have the clipping that follows log it."""
+        self._stepped = True
         if self.rule is not None:
             self.monitor.clip_(self.rule)
         elif self._steps is not None:
@@ -86,9 +92,12 @@ class GradMonitorCallback(pl.Callback):
                 self._steps.end(optimizer)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *given: Any, **others: Any) -> None:
-        """Log the step, if that has not been done."""
+        """Log the step, if that has not been done, and pass figures to Lightning if it logs now."""
         if self._steps is not None:
             self._steps.release()
+        if self._latest is not None and self._stepped and trainer._logger_connector.should_update_logs:
+            pl_module.log_dict(self._latest.take())
+        self._stepped = False
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Put torch's functions back."""

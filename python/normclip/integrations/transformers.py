@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 from torch.distributed.fsdp import FullyShardedDataParallel
 from transformers import TrainerCallback
 
-from normclip.integrations._steps import Steps
+from normclip.integrations._steps import Latest, Steps
 from normclip.monitor import GradMonitor
 from normclip.patch import logs_to
 from normclip.rules import Rule
@@ -30,6 +31,9 @@ class GradMonitorCallback(TrainerCallback):
         monitor: A monitor of the model, or of a part of it.
         rule: Clip here by this rule of :mod:`normclip.rules`; a number means :class:`normclip.rules.Hard`. Needs ``max_grad_norm=0``, and
             whole gradients or DTensors in every process, as under DDP and FSDP2.
+        log: The Trainer's method ``log``, to pass it figures whenever the Trainer logs, and so to all that it reports to:
+            ``trainer.add_callback(GradMonitorCallback(monitor, log=trainer.log))``. These are the latest figures, named as
+            ``gradients/norm/all`` and ``gradients/norm/<layer>``.
 
     Raises:
         ValueError: When training starts: ``rule`` is given and the Trainer also clips, or the monitor was given to ``patch_torch``; or the
@@ -37,9 +41,13 @@ class GradMonitorCallback(TrainerCallback):
         RuntimeError: In the first step: the Trainer has clipped in another way than by torch's functions.
     """
 
-    def __init__(self, monitor: GradMonitor, rule: Rule | float | None = None) -> None:
+    def __init__(
+        self, monitor: GradMonitor, rule: Rule | float | None = None, *, log: Callable[[dict[str, float]], None] | None = None
+    ) -> None:
         self.monitor = monitor
         self.rule = rule
+        self._pass_on = log
+        self._latest = Latest()
         self._steps: Steps | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
@@ -51,8 +59,9 @@ class GradMonitorCallback(TrainerCallback):
             raise ValueError("both patch_torch and GradMonitorCallback with a rule log to the monitor: choose one")
         if owner := _owner_of_gradients(args, others["model"]):
             raise ValueError(f"{owner} clips by itself, where GradMonitorCallback finds no gradients before it: leave out the callback")
-        if not state.is_world_process_zero:
-            self.monitor.log = ()
+        sinks = [sink for sink in self.monitor.log if sink is not self._latest] if state.is_world_process_zero else []
+        # All processes pass figures to the Trainer, which knows what to do with them.
+        self.monitor.log = (*sinks, *([] if self._pass_on is None else [self._latest]))
         present = weakref.proxy(state)
         self._steps = Steps(self.monitor, lambda: present.global_step, None if self.rule is not None else lambda: {None: None})
         # Transformers calls no hook if training raises. The state is freed with the Trainer.
@@ -69,6 +78,11 @@ class GradMonitorCallback(TrainerCallback):
                     "pass max_grad_norm=0 to TrainingArguments, and clip by the rule of GradMonitorCallback"
                 )
             self._steps.end()
+
+    def on_log(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        """Pass figures to the Trainer."""
+        if self._pass_on is not None and (figures := self._latest.take()):  # the Trainer calls this method again with these
+            self._pass_on(figures)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """Put torch's functions back."""

@@ -1,9 +1,10 @@
 """Logs the gradients of a model while it trains: norms, signs, zeros, non-finite elements, and what clipping does to them.
 
-:class:`GradMonitor` makes a dictionary of figures for every step, from the read that clips, and passes it to sinks. A sink is any function
-of a step and its figures, such as :func:`json_lines` and :func:`tensorboard` return. :func:`plot` draws a file of JSON lines.
+:class:`GradMonitor` makes a dictionary of figures for every step, from the read that clips, and passes it to sinks: to files of JSON lines,
+which :func:`plot` draws, TensorBoard, Weights & Biases, MLflow, or any function that can be called as ``sink(figures, step=step)``. The
+callbacks in :mod:`normclip.integrations` pass figures to the loggers of Lightning's and Transformers' Trainers.
 
-Figures, where a layer is the name of a parameter:
+Figures, where a layer is the name of a parameter, or of a module for monitors with a ``depth``:
 
 =================================  =====================================================================================
 ``norm``, ``norm/<layer>``         L2 norm before clipping
@@ -20,5 +21,6 @@ Figures, where a layer is the name of a parameter:
 from normclip.monitor.monitor import GradMonitor
 from normclip.monitor.plot import plot
 from normclip.monitor.sinks import Figures, Sink, json_lines, tensorboard
+from normclip.monitor.trackers import mlflow_run, wandb_run
 
-__all__ = ["Figures", "GradMonitor", "Sink", "json_lines", "plot", "tensorboard"]
+__all__ = ["Figures", "GradMonitor", "Sink", "json_lines", "mlflow_run", "plot", "tensorboard", "wandb_run"]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from normclip._arguments import TORCH_EPSILON, check_limit, check_order
 from normclip._core import NORMS, listed
@@ -16,7 +19,7 @@ from normclip.clip import clip_grad_norm_
 from normclip.clip_grads import Clipped, Nonfinite, clip_grads_
 from normclip.monitor.sinks import Figures, Sink
 from normclip.rules import Hard, Rule
-from normclip.statistics import Groups, Stats, collect_named, grad_stats, measure, named
+from normclip.statistics import Groups, Stats, collect_named, grad_stats, largest_first, measure, named
 from normclip.typing import Order, Parameters
 
 if TYPE_CHECKING:
@@ -33,9 +36,12 @@ class GradMonitor:
 
     Args:
         model: A module, or pairs of name and parameter.
-        log: A sink, or several: functions of a step and a dictionary of its figures.
+        log: A :class:`Sink`, or several: functions that are called as ``sink(figures, step=step)``.
         every: Log the steps whose number is a multiple of this. Other steps are clipped at no extra cost.
         layers: Also log the figures of each parameter.
+        depth: Log those of each module to this depth instead, as :func:`normclip.grad_stats` has them: with ``depth=2`` a figure for each
+            block of GPT-2, not for each of its 148 parameters.
+        top: Of these, log only so many in each step, those with the largest norms. A norm of NaN is larger than all others.
         on_error: What to do if a sink raises an ``Exception``. By then the gradients are clipped, the step is counted and the other sinks
             have been called. ``"warn"``: warn of the sink's first error, and keep calling it in later steps. ``"raise"``: raise the error,
             of several the first. Other exceptions, such as ``KeyboardInterrupt``, are raised at once.
@@ -46,14 +52,15 @@ class GradMonitor:
         step: The number of the next step. May be set.
 
     Raises:
-        TypeError: ``log`` is neither a function nor an iterable of functions; a path is not a sink.
-        ValueError: ``every`` is not positive, or ``on_error`` is neither ``"warn"`` nor ``"raise"``.
+        TypeError: ``log`` is neither a sink nor an iterable of sinks. A path is no sink, nor a function that cannot be called so.
+        ValueError: ``every``, ``depth`` or ``top`` is not positive, the latter are given with ``layers=False``, or ``on_error`` is neither
+            ``"warn"`` nor ``"raise"``.
 
     Example:
         >>> import torch
         >>> model = torch.nn.Linear(2, 1)
         >>> model(torch.tensor([3.0, 4.0])).sum().backward()
-        >>> monitor = GradMonitor(model, lambda step, figures: print(step, figures["norm/weight"], figures["clip/threshold"]))
+        >>> monitor = GradMonitor(model, lambda figures, step: print(step, figures["norm/weight"], figures["clip/threshold"]))
         >>> clipped = monitor.clip_(1.0)
         0 5.0 1.0
         >>> monitor.step
@@ -67,16 +74,23 @@ class GradMonitor:
         *,
         every: int = 1,
         layers: bool = True,
+        depth: int | None = None,
+        top: int | None = None,
         on_error: Literal["warn", "raise"] = "warn",
     ) -> None:
         if every < 1:
             raise ValueError(f"every is {every}: pass a positive number of steps")
+        for name, number in (("depth", depth), ("top", top)):
+            if number is not None and (number < 1 or not layers):
+                raise ValueError(f"{name} is {number}: pass 1 or more" if layers else f"{name} is about layers: leave out layers=False")
         if on_error not in ("warn", "raise"):
             raise ValueError(f"on_error is {on_error!r}: choose 'warn' or 'raise'")
         self.model: Any = model if hasattr(model, "named_parameters") else list(model)
         self.log: tuple[Sink, ...] = _sinks(log)
         self.every = every
         self.layers = layers
+        self.depth = depth
+        self.top = top
         self.on_error = on_error
         self.step: int = 0
         # Returns the number of the present step, while a framework counts the steps. Of each number, one record is logged.
@@ -108,6 +122,7 @@ class GradMonitor:
         Raises:
             RuntimeError, TypeError, ValueError: As for :func:`normclip.clip_grads_`. Nothing is logged, and the step is not counted.
         """
+        layers = self._due and self.layers
         clipped = clip_grads_(
             self.model,
             rule,
@@ -115,7 +130,8 @@ class GradMonitor:
             groups=groups,
             norm_type=norm_type,
             nonfinite=nonfinite,
-            per_tensor=self._due and self.layers,
+            per_tensor=layers,
+            depth=self.depth if layers else None,
         )
         if limits is None:
             clip = _clip_figures(clipped.norm, {"": (clipped.coefficient, rule)})
@@ -128,14 +144,14 @@ class GradMonitor:
         """Log the present gradients, which are read for this, or statistics that were taken before.
 
         Args:
-            stats: The result of :func:`normclip.grad_stats`, with ``per_tensor=True`` for the figures of each parameter. None reads the
-                gradients.
+            stats: The result of :func:`normclip.grad_stats`, with ``per_tensor=True`` for the figures of each parameter, or each module to
+                a depth. None reads the gradients.
 
         Raises:
             TypeError: As for :func:`normclip.grad_stats`.
         """
         if stats is None and self._due:
-            stats = grad_stats(self.model, per_tensor=self.layers)
+            stats = grad_stats(self.model, per_tensor=self.layers, depth=self.depth)
         self._end_step(stats, {})
 
     def clip_grad_norm_(
@@ -164,7 +180,7 @@ class GradMonitor:
         # Writable from the start if there is a limit, so that a gradient that cannot be written is refused before the first collective.
         batch, names = collect_named(self._pairs(parameters), writable=limit < math.inf)
         orders = () if order in NORMS else (order,)
-        stats, _, _ = measure(batch, names, per_tensor=self.layers, orders=orders, groups=None)
+        stats, _, _ = measure(batch, names, per_tensor=self.layers, orders=orders, groups=None, depth=self.depth)
         norm = stats.norms[order] if orders else getattr(stats, NORMS[order])
         if error_if_nonfinite:
             check_finite(norm, order, batch, source="gradients from `parameters`")
@@ -219,7 +235,7 @@ class GradMonitor:
         self.step = step + 1
         if stats is None or step % self.every:
             return
-        figures = _gradient_figures(stats) | clip
+        figures = _gradient_figures(stats, self.top) | clip
         if clip:
             # Not `value < 1.0`, as a coefficient of NaN changes the gradients too.
             self._clipped.append(not all(value >= 1.0 for name, value in clip.items() if name.startswith("clip/coefficient")))
@@ -244,7 +260,7 @@ class GradMonitor:
 
 def _error_of(sink: Sink, step: int, figures: Figures) -> Exception | None:
     try:
-        sink(step, figures)
+        sink(dict(figures), step=step)
     except Exception as error:
         return error
     return None
@@ -261,13 +277,27 @@ def _checked(name: str, sink: Any) -> Sink:
     if isinstance(sink, (str, os.PathLike)):
         path = os.fspath(sink)
         raise TypeError(f"{name} is the path {path!r}: pass a sink, json_lines({path!r}) or tensorboard({path!r})")
-    if not callable(sink) or isinstance(sink, type):
-        raise TypeError(f"{name} is {sink!r:.200}: pass a function of a step and its figures, such as json_lines(path) returns")
+    if not callable(sink) or isinstance(sink, type) or not _is_called_so(sink):
+        raise TypeError(
+            f"{name} is {sink!r:.200}: pass a function that can be called as sink(figures, step=step), such as json_lines(path) returns"
+        )
     checked: Sink = sink
     return checked
 
 
-def _gradient_figures(stats: Stats) -> Figures:
+def _is_called_so(sink: Any) -> bool:
+    try:
+        signature = inspect.signature(sink)
+    except ValueError:  # of a function in C, which might be right
+        return True
+    try:
+        signature.bind({}, step=0)
+    except TypeError:
+        return False
+    return True
+
+
+def _gradient_figures(stats: Stats, top: int | None) -> Figures:
     figures: Figures = {
         "norm": stats.l2,
         "sign_cosine": stats.sign_cosine,
@@ -277,8 +307,10 @@ def _gradient_figures(stats: Stats) -> Figures:
     layers = stats.per_tensor
     if layers is not None:
         columns = {"norm": layers.l2, "sign_cosine": layers.sign_cosine, "zeros": layers.zeros, "nonfinite": layers.nans + layers.infs}
+        chosen = range(len(layers.names)) if top is None else np.sort(largest_first(layers.l2)[:top])
         for figure, column in columns.items():
-            figures.update(zip([f"{figure}/{name}" for name in layers.names], column.tolist(), strict=True))
+            values = column.tolist()
+            figures.update((f"{figure}/{layers.names[index]}", values[index]) for index in chosen)
     return figures
 
 

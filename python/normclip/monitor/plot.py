@@ -31,7 +31,7 @@ def plot(lines: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
         >>> from normclip.monitor import json_lines
         >>> log = json_lines("gradients.jsonl")
         >>> for step in range(3):
-        ...     log(step, {"norm": 5.0 - step, "sign_cosine": 0.8, "nonfinite": 0.0})
+        ...     log({"norm": 5.0 - step, "sign_cosine": 0.8, "nonfinite": 0.0}, step=step)
         >>> plot("gradients.jsonl", "gradients.svg")
     """
     from matplotlib.figure import Figure

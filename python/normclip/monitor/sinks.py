@@ -1,4 +1,4 @@
-"""Sinks, which receive the figures of each step: files of JSON lines, TensorBoard. They may be pickled, to log in another process."""
+"""Sinks, which receive the figures of each step: files of JSON lines and TensorBoard. They may be pickled, to log in another process."""
 
 from __future__ import annotations
 
@@ -7,15 +7,33 @@ import math
 import os
 import pickle
 import weakref
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 __all__ = ["Figures", "Sink", "json_lines", "tensorboard"]
 
 Figures: TypeAlias = "dict[str, float]"
-Sink: TypeAlias = Callable[[int, Figures], object]
-"""A function of a step's number and its figures, which a monitor calls for every logged step."""
+
+
+class Sink(Protocol):
+    """What a monitor calls for every logged step: a function of the figures, and of the number of the step as the keyword ``step``.
+
+    So are ``log_metrics`` of Lightning's loggers and ``wandb.log`` called. The dictionary is the sink's own.
+
+    Example:
+        >>> import torch
+        >>> from normclip.monitor import Figures, GradMonitor
+        >>> def largest(figures: Figures, step: int) -> None:
+        ...     norms = {name: figure for name, figure in figures.items() if name.startswith("norm/")}
+        ...     print(step, max(norms, key=norms.get))
+        >>> model = torch.nn.Linear(2, 1)
+        >>> model(torch.tensor([3.0, 4.0])).sum().backward()
+        >>> GradMonitor(model, largest).observe()
+        0 norm/weight
+    """
+
+    def __call__(self, figures: Figures, /, *, step: int) -> object:
+        """Take the figures of a step."""
 
 
 class json_lines:  # noqa: N801 (called as a function)
@@ -33,7 +51,7 @@ class json_lines:  # noqa: N801 (called as a function)
 
     Example:
         >>> log = json_lines("gradients.jsonl")
-        >>> log(0, {"norm": 5.0, "sign_cosine": math.nan})
+        >>> log({"norm": 5.0, "sign_cosine": math.nan}, step=0)
         >>> Path("gradients.jsonl").read_text()
         '{"step": 0, "norm": 5.0, "sign_cosine": null}\n'
     """
@@ -43,7 +61,7 @@ class json_lines:  # noqa: N801 (called as a function)
         with self.path.open("ab"):  # to fail now rather than after the first step
             _ends_within_a_line(self.path)
 
-    def __call__(self, step: int, figures: Figures) -> None:
+    def __call__(self, figures: Figures, step: int) -> None:
         """Add a line."""
         finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
         line = json.dumps({"step": step, **finite}) + "\n"
@@ -82,7 +100,7 @@ class tensorboard:  # noqa: N801 (called as a function)
         >>> class Writer:
         ...     def add_scalar(self, name, value, step):
         ...         print(step, name, value)
-        >>> tensorboard(Writer())(7, {"norm": 5.0})
+        >>> tensorboard(Writer())({"norm": 5.0}, step=7)
         7 norm 5.0
     """
 
@@ -99,7 +117,7 @@ class tensorboard:  # noqa: N801 (called as a function)
         else:
             raise TypeError(f"writer is {writer!r:.200}: pass a folder, or a torch.utils.tensorboard.SummaryWriter")
 
-    def __call__(self, step: int, figures: Figures) -> None:
+    def __call__(self, figures: Figures, step: int) -> None:
         """Write a scalar for each figure."""
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
