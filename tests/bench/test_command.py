@@ -11,6 +11,8 @@ from xml.etree import ElementTree
 import pytest
 
 import normclip
+from normclip.bench import figure
+from normclip.bench.workloads import FULL, QUICK
 from normclip.cli import MOST_THREADS, main
 
 ROW_KEYS = {
@@ -76,6 +78,13 @@ def test_plot_is_an_svg_with_text(folder: Path, report: dict[str, Any]) -> None:
     texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
     assert "Relative error" in texts
     assert report["rows"][0]["operation"] in texts
+    assert figure.BESIDE[report["rows"][0]["operation"]] in texts
+    (note,) = [text for text in texts if text and "ther programs" in text]
+    assert (f"used {report['other_load']:.0%} of the CPU" if report["other_load"] is not None else "not known") in note
+
+
+def test_the_plot_says_what_each_operation_is_compared_with() -> None:
+    assert {operation.label for workload in (*FULL, *QUICK) for operation in workload.operations} <= figure.BESIDE.keys()
 
 
 @pytest.mark.parametrize(

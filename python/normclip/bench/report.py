@@ -22,9 +22,21 @@ from normclip import _core
 from normclip.bench.machine import cpu_model
 from normclip.bench.measure import Row
 
-__all__ = ["Report", "duration", "error_text", "make_report", "print_report", "progress_bar", "ratio_text", "share_text", "short_dtype"]
+__all__ = [
+    "QUIET",
+    "Report",
+    "duration",
+    "error_text",
+    "make_report",
+    "print_report",
+    "progress_bar",
+    "ratio_text",
+    "share_text",
+    "short_dtype",
+]
 
-_QUIET = 0.05  # the share of CPU time that other programs use on an idle machine is below this
+QUIET = 0.05
+"""The share of CPU time that other programs use on an idle machine is below this."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +105,7 @@ def print_report(report: Report, console: Console) -> None:
     console.print("Errors are relative to an exact reference; “float64” is normclip's norm before rounding to float32.")
     console.print("GB/s is what normclip moves, share how near that comes to a plain read of the same tensors.")
     console.print("Each call follows directly on an operation of torch on all threads; back to back: on another call, in alternation.")
-    if report.other_load is not None and report.other_load > _QUIET:
+    if report.other_load is not None and report.other_load > QUIET:
         console.print(f"[yellow]Other programs used {report.other_load:.0%} of the CPU meanwhile: do not rely on these times.[/]")
 
 

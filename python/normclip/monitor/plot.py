@@ -1,12 +1,11 @@
-"""Plots of logged figures."""
+"""Pictures of logged figures."""
 
 from __future__ import annotations
 
 import json
-import math
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import os
@@ -14,18 +13,24 @@ if TYPE_CHECKING:
 __all__ = ["plot"]
 
 
-def plot(lines: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
+def plot(lines: str | os.PathLike[str], path: str | os.PathLike[str], *, heat: Literal["norm", "sign_cosine"] = "norm") -> None:
     """Plot the file that :func:`json_lines` has written: norms and threshold, sign-cosine, and how much was clipped, by step.
 
-    Layers are thin lines behind the lines of all gradients; steps with non-finite elements are marked. Lines of the file that cannot be
-    read, such as one that a crash has cut off, are left out with a warning that names their numbers. Needs matplotlib.
+    Layers are thin lines behind the line of all gradients. Those that stand out have colours and names: their norms or sign-cosines are
+    furthest from the other layers', by the root mean square over the steps. A heat map shows a figure of all layers. Marks at the foot of
+    the norms are steps that were clipped, crosses are steps with non-finite elements. Of a step that was logged several times, as after a
+    restart, the last counts. An SVG suits light and dark pages.
+
+    Lines of the file that cannot be read, such as one that a crash has cut off, are left out with a warning that names their numbers. Needs
+    matplotlib.
 
     Args:
         lines: The file of JSON lines.
         path: The file of the plot, in the format of its suffix.
+        heat: The figure that the heat map shows.
 
     Raises:
-        ValueError: No line of the file can be read.
+        ValueError: No line of the file can be read, or ``heat`` is neither figure.
 
     Example:
         >>> from normclip.monitor import json_lines
@@ -34,40 +39,12 @@ def plot(lines: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
         ...     log({"norm": 5.0 - step, "sign_cosine": 0.8, "nonfinite": 0.0}, step=step)
         >>> plot("gradients.jsonl", "gradients.svg")
     """
-    from matplotlib.figure import Figure
-
+    if heat not in ("norm", "sign_cosine"):
+        raise ValueError(f"heat is {heat!r}: choose 'norm' or 'sign_cosine'")
     rows = _rows(Path(lines))
-    steps = [row["step"] for row in rows]
-    names = sorted({name for row in rows for name in row})
+    from normclip.monitor.picture import draw
 
-    def curve(axes: Any, name: str, **style: Any) -> None:
-        if name in names:
-            # A figure that was not logged, or not finite, is a gap.
-            axes.plot(steps, [math.nan if row.get(name) is None else row[name] for row in rows], **style)
-
-    figure = Figure(figsize=(9.0, 8.0), layout="constrained")
-    norms, cosines, clipping = figure.subplots(3, 1, sharex=True)
-    for axes, name in ((norms, "norm"), (cosines, "sign_cosine")):
-        for layer in (layer for layer in names if layer.startswith(f"{name}/")):
-            curve(axes, layer, color="0.8", linewidth=0.6)
-        curve(axes, name, color="C0", label="all gradients")
-    norms.set(ylabel="L2 norm")
-    if any(row.get("norm") for row in rows):
-        norms.set_yscale("log")  # fails if all values are 0
-    cosines.set(ylabel="sign-cosine")
-    if any(row.get("clip/norm") != row.get("norm") for row in rows if "clip/norm" in row):
-        curve(norms, "clip/norm", color="C2", linestyle=":", label="norm that is clipped")
-    curve(norms, "clip/threshold", color="C3", linestyle="--", label="threshold")
-    curve(clipping, "clip/coefficient", color="C0", label="coefficient")
-    curve(clipping, "clip/fraction", color="C1", label="share of steps clipped")
-    for step in (row["step"] for row in rows if row.get("nonfinite")):
-        for axes in (norms, cosines, clipping):
-            axes.axvline(step, color="C3", alpha=0.3)
-    for axes in (norms, clipping):
-        if axes.get_legend_handles_labels()[1]:
-            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
-    clipping.set(ylabel="clipping", xlabel="step")
-    figure.savefig(path)
+    draw(rows, heat, Path(lines).name, path)
 
 
 def _rows(path: Path) -> list[dict[str, float | None]]:

@@ -8,6 +8,8 @@ from typing import Any
 
 from normclip.monitor.sinks import Figures
 
+__all__ = ["among_others", "mlflow_run", "wandb_run"]
+
 
 def among_others(figures: Figures) -> Figures:
     """The figures by names for a place that they share: under "gradients/", those of all gradients as "norm/all".
