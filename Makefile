@@ -32,8 +32,8 @@ sanitize: install  ## Run the tests under AddressSanitizer, ThreadSanitizer, val
 	bash tests/sanitize/run
 
 lint: install  ## Check format, lints, types and stubs; warnings are errors
-	$(BIN)/ruff check python tests benches release docs
-	$(BIN)/ruff format --check python tests benches release docs
+	$(BIN)/ruff check python tests benches examples release docs
+	$(BIN)/ruff format --check python tests benches examples release docs
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest normclip._core
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/basedpyright --verifytypes normclip --ignoreexternal  # all public types are known
@@ -42,8 +42,8 @@ lint: install  ## Check format, lints, types and stubs; warnings are errors
 	RUSTDOCFLAGS="--deny warnings" cargo doc --workspace --no-deps --document-private-items --quiet
 
 format: install  ## Rewrite the sources in the project's format
-	$(BIN)/ruff check --fix python tests benches release docs
-	$(BIN)/ruff format python tests benches release docs
+	$(BIN)/ruff check --fix python tests benches examples release docs
+	$(BIN)/ruff format python tests benches examples release docs
 	cargo fmt
 
 kernels:  ## Time every kernel on every instruction set (criterion)

@@ -41,8 +41,9 @@ class Watched:
         self._step = agent.policy.optimizer.step
         agent.policy.optimizer.step = self._timed(self._step)
 
-    def learn(self, steps: int) -> None:
-        """Go on learning for so many steps of the environment."""
+    def learn(self, steps: int, seed: int) -> None:
+        """Go on learning for so many steps of the environment. Both agents draw the same random numbers."""
+        self.agent.set_random_seed(seed)
         clip, start = torch.nn.utils.clip_grad_norm_, time.perf_counter()
         torch.nn.utils.clip_grad_norm_ = self._timed(clip)
         try:
@@ -74,9 +75,9 @@ def main() -> None:
         for name in sorted(agents, reverse=bool(turn % 2)):
             if name == "ClippedAdamW":
                 with normclip.patch_torch():  # a limit of inf is then one read, and changes nothing
-                    agents[name].learn(2048)
+                    agents[name].learn(2048, turn)
             else:
-                agents[name].learn(2048)
+                agents[name].learn(2048, turn)
 
     sys.stdout.write(f"{turns * 2048:,} steps of {ENVIRONMENT}\n")
     sys.stdout.write(f"{'':24}{'mean return':>12}{'time to train':>16}{'clip + step':>14}\n")
