@@ -57,7 +57,7 @@ reveal_type(theory.stable_step(tensor, L0=1.0))  # Tensor
 reveal_type(theory.predicted_descent(array, array, lr=0.1))  # float
 reveal_type(theory.noise_scale([1.0, normclip.Moments()], 1.0).scale)  # float
 reveal_type(normclip.optim.ClippedSGD(model.parameters(), 0.1, 1.0).rule)  # Rule
-reveal_type(normclip.monitor.GradMonitor(model, print).step)  # int
+reveal_type(normclip.monitor.GradMonitor(model, ()).step)  # int
 reveal_type(normclip.distributed.total_norm([tensor]))  # Tensor
 
 

@@ -7,13 +7,14 @@ import torch
 
 from normclip.bench.exact import exact_norm, relative_error
 from normclip.bench.gradients import Gradients
-from normclip.bench.workloads import FULL, QUICK, Shape, gpt2_shapes, llama_layer_shapes, policy, real, resnet50_shapes
+from normclip.bench.workloads import FULL, QUICK, Shape, gpt2_shapes, llama_layer_shapes, lstm_shapes, policy, real, resnet50_shapes
 
 
 @pytest.mark.parametrize(
     ("shapes", "tensors", "elements"),
     [
         (gpt2_shapes(), 148, 124_439_808),
+        (lstm_shapes(), 11, 1_309_172),
         (resnet50_shapes(), 161, 25_557_032),
         (llama_layer_shapes(), 9, 4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096),
     ],

@@ -32,6 +32,8 @@ BESIDE = {
     "dot product": "torch.dot of each tensor",
     "clip + SGD step": "clip_grad_norm_, then fused SGD",
     "clip + SGD, momentum": "clip_grad_norm_, then fused SGD",
+    "clip + AdamW step": "clip_grad_norm_, then AdamW",
+    "clip + AdamW(fused=True)": "clip_grad_norm_, then AdamW(fused=True)",
 }
 """What each operation is compared with; the functions are those of torch.nn.utils."""
 _EXACT = 1e-10  # smaller errors are drawn at this value, as a logarithmic axis has no place for 0
@@ -121,7 +123,7 @@ def _draw_speed(axes: Axes, rows: tuple[Row, ...], places: list[float]) -> None:
     ticks = [tick for tick in (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500) if tick <= max(*ratios, 2.0)]
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}×"))
-    _clean(axes, "Speedup over torch")
+    _clean(axes, "Speedup, right after torch's work")
 
 
 def _draw_error(axes: Axes, rows: tuple[Row, ...], places: list[float]) -> None:

@@ -1,16 +1,18 @@
 """The calls of rows that compute more than one norm, by torch and by normclip. Each returns the L2 norm, which is checked."""
 
 import math
-from functools import partial
+from collections.abc import Callable
+from typing import Final
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD
+from torch.optim import SGD, AdamW, Optimizer
 
 import normclip
 from normclip.bench.gradients import Gradients
-from normclip.optim import ClippedSGD
+from normclip.optim import ClippedAdamW, ClippedSGD
+from normclip.optim.base import ClippedOptimizer
 
 __all__ = [
     "Stepping",
@@ -70,50 +72,85 @@ def normclip_dot(gradients: Gradients) -> float:
 
 
 class Stepping:
-    """Clipping and a step of gradient descent. torch and normclip have an optimizer each, on the same parameters.
+    """Clipping and an optimizer step. torch and normclip have an optimizer each, on the same parameters.
 
     Both always have to clip: torch's clipping leaves gradients of norm 1, and normclip's limit is half of that.
     """
 
-    _LR = 1e-4
+    LR: Final = 1e-4
 
-    def __init__(self, momentum: float) -> None:
-        self._momentum = momentum
-        self._made: WeakKeyDictionary[Gradients, tuple[SGD, ClippedSGD]] = WeakKeyDictionary()
+    def __init__(
+        self,
+        theirs: Callable[[list[nn.Parameter]], Optimizer],
+        ours: Callable[[list[nn.Parameter]], ClippedOptimizer],
+        first_step: Callable[[Tensor, Tensor], Tensor],
+        roundings: float,
+    ) -> None:
+        """Take the makers of the optimizers.
+
+        Args:
+            theirs: Makes torch's optimizer of parameters.
+            ours: Makes normclip's, with a limit of 0.5.
+            first_step: The exact parameter after a first step, in float64, from the parameter and the clipped gradient.
+            roundings: The largest error of a new parameter, in units of the error of rounding once.
+        """
+        self._theirs, self._ours, self._first_step, self._roundings = theirs, ours, first_step, roundings
+        self._made: WeakKeyDictionary[Gradients, tuple[Optimizer, ClippedOptimizer]] = WeakKeyDictionary()
 
     def torch_step(self, gradients: Gradients) -> float:
-        """`clip_grad_norm_`, then a step of torch's fused optimizer."""
-        sgd, _ = self._optimizers(gradients)
+        """`clip_grad_norm_`, then a step of torch's optimizer."""
+        optimizer, _ = self._optimizers(gradients)
         norm = torch.nn.utils.clip_grad_norm_(gradients.parameters, 1.0, foreach=True)
-        sgd.step()
+        optimizer.step()
         return norm.item()
 
     def normclip_step(self, gradients: Gradients) -> float:
-        """One step of `ClippedSGD`."""
+        """One step of normclip's optimizer."""
         _, clipped = self._optimizers(gradients)
         clipped.step()
         return float(clipped.last_norm or 0.0)
 
     def error(self, gradients: Gradients) -> float:
-        """The largest error of the parameters after a first step, in units of half a unit in the last place."""
+        """The largest error of the parameters after a first step, relative to that which rounding explains."""
         before = [torch.linspace(-1.0, 1.0, tensor.numel(), dtype=tensor.dtype).view_as(tensor) for tensor in gradients.tensors]
         parameters = [nn.Parameter(value.clone()) for value in before]
         for parameter, gradient in zip(parameters, gradients.tensors, strict=True):
             parameter.grad = gradient
-        ClippedSGD(parameters, self._LR, 0.5, self._momentum).step()
-        move = -self._LR * min(1.0, 0.5 / gradients.exact_norm(2.0))
-        return max(map(partial(_worst, move), parameters, before, gradients.tensors))
+        self._ours(parameters).step()
+        coefficient = min(1.0, 0.5 / gradients.exact_norm(2.0))
+        exact = (self._first_step(x.double(), coefficient * g.double()) for x, g in zip(before, gradients.tensors, strict=True))
+        return max(map(_worst, parameters, before, exact)) / self._roundings
 
-    def _optimizers(self, gradients: Gradients) -> tuple[SGD, ClippedSGD]:
+    def _optimizers(self, gradients: Gradients) -> tuple[Optimizer, ClippedOptimizer]:
         if gradients not in self._made:
             with torch.no_grad():
                 torch._foreach_zero_(list[Tensor](gradients.parameters))
-            sgd = SGD(gradients.parameters, self._LR, self._momentum, fused=True)
-            self._made[gradients] = sgd, ClippedSGD(gradients.parameters, self._LR, 0.5, self._momentum)
+            self._made[gradients] = self._theirs(gradients.parameters), self._ours(gradients.parameters)
         return self._made[gradients]
 
 
-def _worst(move: float, parameter: Tensor, before: Tensor, gradient: Tensor) -> float:
-    exact = before.double() + move * gradient.double()
-    half_unit = 0.5 * torch.finfo(parameter.dtype).eps
-    return ((parameter.detach().double() - exact).abs() / (half_unit * exact.abs() + half_unit * 1e-6)).max().item()
+def sgd(momentum: float) -> Stepping:
+    """Compare torch's fused SGD and ClippedSGD."""
+    return Stepping(
+        lambda parameters: SGD(parameters, Stepping.LR, momentum, fused=True),
+        lambda parameters: ClippedSGD(parameters, Stepping.LR, 0.5, momentum),
+        lambda x, g: x - Stepping.LR * g,
+        roundings=1.01,  # the formula has more than one, but the new parameter is much larger than the step
+    )
+
+
+def adamw(*, fused: bool) -> Stepping:
+    """Compare torch's AdamW and ClippedAdamW, both with torch's default settings."""
+    decay, eps = 1e-2, 1e-8
+    return Stepping(
+        lambda parameters: AdamW(parameters, Stepping.LR, fused=fused),
+        lambda parameters: ClippedAdamW(parameters, Stepping.LR, rule=0.5),
+        lambda x, g: (1.0 - Stepping.LR * decay) * x - Stepping.LR * g / (g.abs() + eps),
+        roundings=6.0,  # of the decay, the two averages, the root, the quotient and the difference
+    )
+
+
+def _worst(found: Tensor, before: Tensor, exact: Tensor) -> float:
+    half_unit = 0.5 * torch.finfo(found.dtype).eps
+    size = torch.maximum(exact.abs(), before.double().abs()) + 1e-6  # where these nearly cancel, the result is as exact as they are
+    return ((found.detach().double() - exact).abs() / (half_unit * size)).max().item()

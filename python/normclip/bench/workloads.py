@@ -32,6 +32,8 @@ __all__ = [
     "STATISTICS_BESIDE_L2",
     "STATISTICS_BESIDE_TWO_NORMS",
     "STEP",
+    "STEP_OF_ADAMW",
+    "STEP_OF_FUSED_ADAMW",
     "STEP_WITH_MOMENTUM",
     "Contest",
     "Operation",
@@ -40,6 +42,7 @@ __all__ = [
     "gaussian",
     "gpt2_shapes",
     "llama_layer_shapes",
+    "lstm_shapes",
     "policy",
     "real",
     "resnet50_shapes",
@@ -55,7 +58,7 @@ class Contest:
     torch: Callable[[Gradients], float]
     normclip: Callable[[Gradients], float]
     error: Callable[[Gradients], float] | None = None
-    """Returns the error of what normclip's call writes, in units of the error of rounding once. Checked before timing."""
+    """Returns the error of what normclip's call writes, relative to the largest that rounding explains. Checked before timing."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +92,16 @@ STATISTICS = Operation("all statistics", contest=Contest(rivals.torch_statistics
 STATISTICS_BESIDE_TWO_NORMS = Operation("all; torch L1 + L2", contest=Contest(rivals.torch_l1_and_l2, rivals.normclip_statistics))
 STATISTICS_BESIDE_L2 = Operation("all; normclip L2", contest=Contest(rivals.normclip_l2, rivals.normclip_statistics))
 PER_TENSOR_BESIDE_ALL = Operation("per tensor; all", contest=Contest(rivals.normclip_statistics, rivals.normclip_statistics_per_tensor))
-_PLAIN, _MOMENTUM = rivals.Stepping(0.0), rivals.Stepping(0.9)
-STEP = Operation("clip + SGD step", contest=Contest(_PLAIN.torch_step, _PLAIN.normclip_step, _PLAIN.error), passes=4)
-STEP_WITH_MOMENTUM = Operation(
-    "clip + SGD, momentum", contest=Contest(_MOMENTUM.torch_step, _MOMENTUM.normclip_step, _MOMENTUM.error), passes=6
-)
+
+
+def _step(label: str, stepping: rivals.Stepping, passes: int) -> Operation:
+    return Operation(label, contest=Contest(stepping.torch_step, stepping.normclip_step, stepping.error), passes=passes)
+
+
+STEP = _step("clip + SGD step", rivals.sgd(0.0), 4)
+STEP_WITH_MOMENTUM = _step("clip + SGD, momentum", rivals.sgd(0.9), 6)
+STEP_OF_ADAMW = _step("clip + AdamW step", rivals.adamw(fused=False), 8)
+STEP_OF_FUSED_ADAMW = _step("clip + AdamW(fused=True)", rivals.adamw(fused=True), 8)
 DOT = Operation("dot product", contest=Contest(rivals.torch_dot, rivals.normclip_dot), reads=2)
 
 
@@ -141,6 +149,12 @@ def llama_layer_shapes() -> list[Shape]:
     return [(4096, 4096)] * 4 + [(4096, 11008)] * 3 + [(4096,)] * 2
 
 
+def lstm_shapes() -> list[Shape]:
+    """A language model of two LSTM layers of 256 units over 500 words: 11 tensors, 1,309,172 elements."""
+    layer: list[Shape] = [(1024, 256), (1024, 256), (1024,), (1024,)]
+    return [(500, 256), *(layer * 2), (500, 256), (500,)]
+
+
 def gaussian(shapes: Iterable[Shape], dtype: torch.dtype) -> Gradients:
     """Standard normal values of the given shapes, from a fixed seed."""
     generator = torch.Generator().manual_seed(0)
@@ -163,17 +177,19 @@ _ONE_LARGE: list[Shape] = [(100_000_000,)]
 _MEGABYTES = {size: [(size * 2**18,)] for size in (4, 16, 32)}  # in float32
 _ONE_ELEMENT: list[Shape] = [(1,)]
 _CLIP = (BELOW, SCALING)
-_EVERYTHING = (*_CLIP, L2, L1, LINF, L3, STATISTICS, STATISTICS_BESIDE_TWO_NORMS, DOT, STEP, STEP_WITH_MOMENTUM)
+_ADAMW = (STEP_OF_ADAMW, STEP_OF_FUSED_ADAMW)
+_EVERYTHING = (*_CLIP, L2, L1, LINF, L3, STATISTICS, STATISTICS_BESIDE_TWO_NORMS, DOT, STEP, STEP_WITH_MOMENTUM, *_ADAMW)
 _NORMCLIP_BESIDE_ITSELF = (STATISTICS_BESIDE_L2, PER_TENSOR_BESIDE_ALL)
 _TEN_THOUSAND: list[Shape] = [(64,)] * 10_000
 _TINY = partial(real, width=64, layers=2)
 
 FULL: tuple[Workload, ...] = (
     Workload("GPT-2 124M", partial(gaussian, gpt2_shapes(), _F32), _EVERYTHING),
-    Workload("GPT-2 124M", partial(gaussian, gpt2_shapes(), _BF16), _CLIP),
+    Workload("GPT-2 124M", partial(gaussian, gpt2_shapes(), _BF16), (*_CLIP, *_ADAMW)),
     Workload("GPT-2 124M", partial(gaussian, gpt2_shapes(), _F16), (L2,)),
     Workload("1000 of 64", partial(gaussian, _MANY_SMALL, _F32), _CLIP),
-    Workload("policy network", policy, _CLIP),
+    Workload("policy network", policy, (*_CLIP, STEP, *_ADAMW)),
+    Workload("LSTM 1.3M", partial(gaussian, lstm_shapes(), _F32), _ADAMW),
     Workload("one of 100M", partial(gaussian, _ONE_LARGE, _F32), _CLIP),
     *(Workload(f"one of {size} MB", partial(gaussian, shapes, _F32), _CLIP) for size, shapes in _MEGABYTES.items()),
     Workload("transformer 3M", partial(real, _F32), _CLIP),
