@@ -146,7 +146,7 @@ def adamw(*, fused: bool) -> Stepping:
         lambda parameters: AdamW(parameters, Stepping.LR, fused=fused),
         lambda parameters: ClippedAdamW(parameters, Stepping.LR, rule=0.5),
         lambda x, g: (1.0 - Stepping.LR * decay) * x - Stepping.LR * g / (g.abs() + eps),
-        roundings=6.0,  # of the decay, the two averages, the root, the quotient and the difference
+        roundings=12.0,  # of the clipped gradient, both averages and their factors, the root, the quotients, the decay and the difference
     )
 
 
