@@ -63,6 +63,25 @@ pub(crate) fn narrow_single(value: f32) -> u16 {
     sign | if magnitude > 0x7f80_0000 { nan } else { bounded } as u16
 }
 
+/// Has the CPU fetch memory that lies some way behind a row, whatever it may hold. What a CPU fetches by itself ends with each page of 4096
+/// bytes, and comes late where much is computed from each row.
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+#[inline(always)]
+pub(crate) fn fetch_ahead<T>(row: &T) {
+    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+    /// The bytes of a cache line, and how far ahead of a row memory is fetched.
+    const LINE: usize = 64;
+    const AHEAD: usize = 4096;
+    for line in (0..size_of::<T>()).step_by(LINE) {
+        // SAFETY: every x86-64 CPU has the instruction, and it does not fault at any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(row).cast::<i8>().wrapping_add(AHEAD + line)) };
+    }
+}
+
+#[cfg(not(all(target_arch = "x86_64", not(miri))))]
+#[inline(always)]
+pub(crate) fn fetch_ahead<T>(_row: &T) {}
+
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86::{Avx2, Avx512};
 

@@ -13,7 +13,7 @@ use super::{Elements, SumSquares};
 use crate::dtype::Element;
 use crate::isa::{Isa, Op};
 use crate::moments::{Merge, Squares, Sum};
-use crate::simd::Simd;
+use crate::simd::{Simd, fetch_ahead};
 
 /// The sums of products of two vectors with each other and themselves.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -89,8 +89,10 @@ impl<E: Element> Op for Rows<'_, E> {
         let mut put = |sums: [[f64; LANES]; 3]| (0..3).for_each(|n| lanes[n].put(&sums[n]));
         for (x_rows, y_rows) in x_rows.chunks(E::ROWS).zip(y_rows.chunks(E::ROWS)) {
             let mut sums = [[0.0; LANES]; 3];
-            for (&x, &y) in x_rows.iter().zip(y_rows) {
-                let (x, y) = (E::widen(simd, x), E::widen(simd, y));
+            for (x, y) in x_rows.iter().zip(y_rows) {
+                fetch_ahead(x);
+                fetch_ahead(y);
+                let (x, y) = (E::widen(simd, *x), E::widen(simd, *y));
                 for i in 0..LANES {
                     let (x, y) = (x[i] * scale, y[i] * scale);
                     sums[0][i] += x * y;

@@ -12,7 +12,7 @@ use super::sum::{LANES, Lanes};
 use super::{Abs, Count, Counts, Elements, Kernel, MaxAbs, SumOf, SumSquares, Term};
 use crate::dtype::Element;
 use crate::moments::{Merge, Moments, Squares};
-use crate::simd::Simd;
+use crate::simd::{Simd, fetch_ahead};
 
 /// Everything that [`Moments`] holds.
 #[derive(Clone, Copy)]
@@ -108,8 +108,9 @@ fn add_at_once<E: Element, S: Simd>(simd: S, state: &mut State<E>, group: &[[E; 
     let (mut largest, mut nonzeros) = ([state.largest; LANES], [E::Bits::default(); LANES]);
     // min(|x|'s bits, 1) is one instruction. If the compiler knew the 1, it would make a comparison of it, which takes two.
     let one = black_box(E::Bits::from(true));
-    for &row in group {
-        let row = E::magnitudes(row);
+    for row in group {
+        fetch_ahead(row);
+        let row = E::magnitudes(*row);
         let wide = E::widen(simd, row);
         for i in 0..LANES {
             largest[i] = largest[i].max(row[i].abs_bits());

@@ -12,7 +12,7 @@ use std::hint::black_box;
 use super::Kernel;
 use crate::dtype::Element;
 use crate::moments::{Sum, two_sum};
-use crate::simd::Simd;
+use crate::simd::{Simd, fetch_ahead};
 
 /// The number of accumulators. Element i of a block goes to lane i modulo this, so that the result does not depend on the width of registers.
 pub(crate) const LANES: usize = 32;
@@ -117,7 +117,9 @@ impl<T: Term> Kernel for SumOf<T> {
         let (rows, tail) = elements.as_chunks::<LANES>();
         for group in rows.chunks(E::ROWS) {
             let mut sums = [0.0; LANES];
-            for &row in group {
+            for row in group {
+                fetch_ahead(row);
+                let row = *row;
                 let row = if T::EVEN { row } else { E::magnitudes(row) };
                 for (sum, x) in sums.iter_mut().zip(E::widen(simd, row)) {
                     *sum = term.add_to::<E, S>(simd, *sum, x);
