@@ -75,10 +75,11 @@ class mlflow_run:  # noqa: N801 (called as a function)
     def __init__(self, run: Any) -> None:
         import mlflow
 
-        self.run_id = run if isinstance(run, str) else getattr(getattr(run, "info", None), "run_id", None)
-        if self.run_id is None:
+        run_id: str | None = run if isinstance(run, str) else getattr(getattr(run, "info", None), "run_id", None)
+        if run_id is None:
             raise TypeError(f"run is {run!r:.200}: pass what mlflow.start_run returns, or the id of a run")
-        self.tracking_uri = mlflow.get_tracking_uri()
+        self.run_id: str = run_id
+        self.tracking_uri: str = mlflow.get_tracking_uri()
 
     def __call__(self, figures: Figures, step: int) -> None:
         """Log the figures."""

@@ -46,8 +46,9 @@ class CurvatureProbe:
     """
 
     def __init__(self, model: nn.Module, length: float = 0.1, iterations: int = 8, seed: int = 0) -> None:
-        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.length, self.iterations = length, iterations
+        self.parameters: list[nn.Parameter] = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.length: float = length
+        self.iterations: int = iterations
         generator = torch.Generator().manual_seed(seed)
         self._top = [torch.randn(parameter.shape, generator=generator) for parameter in self.parameters]
 
