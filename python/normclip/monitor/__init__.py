@@ -2,7 +2,7 @@
 
 :class:`GradMonitor` makes a dictionary of figures for every step, from the read that clips, and passes it to sinks: to files of JSON lines,
 which :func:`plot` draws, TensorBoard, Weights & Biases, MLflow, or any function that can be called as ``sink(figures, step=step)``. The
-callbacks in :mod:`normclip.integrations` pass figures to the loggers of Lightning's and Transformers' Trainers.
+callbacks of ``normclip.integrations`` pass figures to the loggers of Lightning's and Transformers' Trainers.
 
 Figures, where a layer is the name of a parameter, or of a module for monitors with a ``depth``:
 
