@@ -15,7 +15,7 @@ use super::sum::{LANES, Lanes};
 use crate::dtype::{Element, Float};
 use crate::isa::{Isa, Op};
 use crate::moments::{Merge, Sum};
-use crate::simd::Simd;
+use crate::simd::{Simd, fetch_ahead};
 
 /// An optimizer. All its functions must be `#[inline(always)]`, and those of its formulas too.
 pub trait Update: Copy + Send + Sync + 'static {
@@ -193,6 +193,20 @@ impl<'a, E: Element, T: Element, F: Formula<N>, const N: usize> Rows<'a, E, T, F
         Self { formula, xs, x_tail, states, gs, g_tail }
     }
 
+    /// Has the CPU fetch what will soon be read for this purpose.
+    #[inline(always)]
+    fn fetch_ahead<P: Purpose>(&self, row: usize) {
+        if P::MOVES {
+            fetch_ahead(&self.xs[row]);
+        }
+        for (rows, _) in &self.states {
+            fetch_ahead(&rows[row]);
+        }
+        if P::ADVANCES {
+            fetch_ahead(&self.gs[row]);
+        }
+    }
+
     /// The last elements, filled up with zeros.
     #[inline(always)]
     fn last(&self) -> ([E; LANES], [[T; LANES]; N], [E; LANES]) {
@@ -223,6 +237,7 @@ impl<P: Purpose, E: Element, T: Element, F: Formula<N>, const N: usize> Op for R
         for begin in (0..rows.xs.len()).step_by(E::ROWS) {
             let mut sums = [[0.0; LANES]; 2];
             for i in begin..(begin + E::ROWS).min(rows.xs.len()) {
+                rows.fetch_ahead::<P>(i);
                 let states = rows.states.each_mut().map(|(rows, _)| &mut rows[i]);
                 run_row::<P, E, T, F, S, N>(simd, factors, &mut rows.xs[i], states, &rows.gs[i], &mut sums);
             }
