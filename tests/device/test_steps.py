@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -229,8 +229,10 @@ def scaled(optimizer: Any, place: Place, found_inf: float = 0.0) -> None:
 
 
 @by_maker
-def test_a_scaled_step_asks_the_device_for_nothing(place: Place, kernels: None, maker: Maker) -> None:
+@pytest.mark.parametrize("limit", [None, 0.01], ids=["free", "limited"])
+def test_a_scaled_step_asks_the_device_for_nothing(place: Place, kernels: None, maker: Maker, limit: float | None) -> None:
     device, rust = pair(place, maker, [make(torch.float64, size) for size in (CHUNK + 3, 7)])
+    device.descent_limit = rust.descent_limit = limit
     for seed in range(3):
         set_gradients(device, seed, lambda tensor: place(8.0 * tensor))
         set_gradients(rust, seed, lambda tensor: tensor)
@@ -248,8 +250,10 @@ def test_a_scaled_step_asks_the_device_for_nothing(place: Place, kernels: None, 
 
 @by_maker
 @pytest.mark.parametrize("bad", ["found_inf", "a gradient"])
-def test_the_device_skips_a_step(place: Place, kernels: None, maker: Maker, bad: str) -> None:
+@pytest.mark.parametrize("limit", [None, 0.01], ids=["free", "limited"])
+def test_the_device_skips_a_step(place: Place, kernels: None, maker: Maker, bad: str, limit: float | None) -> None:
     device, _ = pair(place, maker, [make(torch.float32, size) for size in (CHUNK + 3, 7)])
+    device.update_rms_limit = limit
     for seed in range(2):
         set_gradients(device, seed, place)
         device.step()
@@ -283,19 +287,41 @@ def test_a_rule_that_records_norms_is_not_asked_about_a_skipped_step(place: Plac
 # ---- Limits and checkpoints ----
 
 
-def test_limits_shorten_steps(place: Place) -> None:
-    for maker in (MAKERS["Nesterov"], MAKERS["AdamW"]):
-        device, rust = pair(place, maker, [make(torch.float64, size) for size in (CHUNK + 3, 7)])
-        for optimizer in (device, rust):
-            optimizer.descent_limit, optimizer.update_rms_limit = 0.5, 0.3
-        check_alike(
-            device,
-            rust,
-            2,
-            place,
-            lambda found, expected: torch.testing.assert_close([x.cpu() for x in found], expected, rtol=1e-9, atol=1e-12),
-        )
-        assert device.last_descent == pytest.approx(rust.last_descent, rel=1e-9)
+@by_maker
+@pytest.mark.parametrize(("descent_limit", "update_rms_limit"), [(0.5, 0.3), (1e6, None)])
+def test_limits_shorten_steps(place: Place, maker: Maker, descent_limit: float | None, update_rms_limit: float | None) -> None:
+    tensors = [make(dtype, size) for dtype in (torch.float64, torch.float32) for size in (7, 3 * CHUNK + 3)]
+    device, rust = pair(place, maker, [tensors[0], torch.ones(0), *tensors[1:]])
+    for optimizer in (device, rust):
+        optimizer.descent_limit, optimizer.update_rms_limit = descent_limit, update_rms_limit
+    # Rust computes gradient descent of float32 in float64.
+    check_alike(device, rust, 2, place, lambda found, expected: torch.testing.assert_close(found, expected, rtol=2**-22, atol=2**-18))
+    assert float(device.last_descent) == pytest.approx(rust.last_descent, rel=1e-6)
+    assert [float(size) for size in device.last_update_rms] == pytest.approx(rust.last_update_rms, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_limits_have_the_digits_of_the_cpu(place: Place, kernels: None, dtype: torch.dtype) -> None:
+    device, rust = pair(place, MAKERS["wide AMSGrad"], [make(dtype, size) for size in (7, 0, 3 * CHUNK + 3)])
+    for optimizer in (device, rust):
+        optimizer.descent_limit, optimizer.update_rms_limit = 0.5, 0.3
+    check_alike(device, rust, 2, place, lambda found, expected: torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-15))
+    assert float(device.last_descent) == pytest.approx(rust.last_descent, rel=1e-12)
+    assert [float(size) for size in device.last_update_rms] == pytest.approx(rust.last_update_rms, rel=1e-12)
+
+
+def test_nan_limits_nothing(place: Place) -> None:
+    device, rust = pair(place, MAKERS["AdamW"], [torch.ones(3), torch.ones(2)])
+    for optimizer in (device, rust):
+        optimizer.descent_limit = optimizer.update_rms_limit = 0.01
+    for optimizer, at in ((device, place), (rust, lambda tensor: tensor)):
+        for parameter, number in zip(parameters(optimizer), (1.0, math.nan), strict=True):
+            parameter.grad = at(torch.full_like(parameter, number, device="cpu"))
+        with serving(USUAL) if optimizer is rust else nullcontext():
+            optimizer.step()
+    torch.testing.assert_close(values(device), values(rust), equal_nan=True)
+    assert math.isnan(float(device.last_descent))
+    assert [float(size) for size in device.last_update_rms] == pytest.approx(rust.last_update_rms, rel=1e-6, nan_ok=True)
 
 
 def test_torchs_optimizer_goes_on_from_here_and_back(place: Place) -> None:

@@ -143,13 +143,14 @@ class Step(Protocol):
         """
 
     def step_within(
-        self, coefficient: Any, settings: list[Any], descent_limit: float | None, update_rms_limit: float | None, scale: float
-    ) -> tuple[list[Any], float, list[float]]:
+        self, coefficient: Any, settings: list[Any], descent_limit: float | None, update_rms_limit: float | None, scale: Any
+    ) -> tuple[list[Any], float | torch.Tensor, list[float] | torch.Tensor]:
         """As ``step_``, with learning rates reduced to keep limits on ⟨u, g⟩ and RMS(u), for the direction u of the step.
 
         g is the gradient of what is minimized, which is ``scale`` times as much in memory, and u is of the gradient times the coefficient.
 
-        Returns the tensors to pass to ``mark_written``, ⟨u, g⟩ with only RMS(u) limited, and RMS(u) of each parameter.
+        Returns the tensors to pass to ``mark_written``, ⟨u, g⟩ with only RMS(u) limited, and RMS(u) of each parameter. Numbers of a device
+        stay there.
         """
 
 

@@ -2,7 +2,7 @@
 
 The latter have each formula once, in foreach operations on lists of tensors of one device, one element type and one number of steps. They
 round after every operation, as torch's own optimizers do; those of AdamW are of float32 for 16-bit types. They wait for the device where it
-counts the steps, or decides whether there is one.
+counts the steps, decides whether there is one, or measures it for limits.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from normclip._backends import local
+from normclip._backends.parts import moved
 from normclip._backends.protocol import AdamWSettings, AnyNorm, Member, Served, SGDSettings
 from normclip._core import Stepper, paces
 
@@ -43,25 +44,38 @@ class DeviceStep:
         self._addresses = self._stepper.check(self._members)
         self._gradients.check_unchanged()
 
-    @torch.no_grad()
-    def measure(self, coefficient: float | Tensor, settings: list[Any]) -> list[tuple[float, float, int]]:
-        found = [(0.0, 0.0, 0)] * len(self._members)
-        every = range(len(self._members))
-        for group, places, factor, (parameters, gradients, *states) in self._grouped(every, coefficient, settings, None):
-            copies = [[state.clone() for state in tensors] for tensors in states]
-            directions = _direction(group, self._number(places[0]), parameters, gradients, copies, factor)
-            for place, u, g in zip(places, directions, gradients, strict=True):
-                wide = u.to(torch.float64 if u.device.type != "mps" else torch.float32)
-                along = (wide * g).sum().item()
-                found[place] = -along if group.maximize else along, wide.square().sum().item(), u.numel()
-        return found
+    def measure(self, coefficient: float | Tensor, settings: list[Any]) -> list[tuple[float, float, float]]:
+        return _rows(self._movements(self._split(settings), coefficient, settings))
 
     def skip_unless(self, taken: Tensor) -> None:
-        """Have ``step_`` write nothing if this holds False. Where there are kernels, the device finds out."""
+        """Have a step write nothing if this holds False. Where there are kernels, the device finds out."""
         self._taken = taken
 
-    @torch.no_grad()
     def step_(self, coefficient: float | Tensor, settings: list[Any], paces: list[float] | None = None) -> list[Any]:
+        return self._take(self._split(settings), coefficient, settings, None if paces is None else torch.tensor(paces, dtype=torch.float64))
+
+    def step_within(
+        self,
+        coefficient: float | Tensor,
+        settings: list[Any],
+        descent_limit: float | None,
+        update_rms_limit: float | None,
+        scale: float | Tensor,
+    ) -> tuple[list[Any], float | Tensor, list[float] | Tensor]:
+        split = self._split(settings)
+        movements = self._movements(split, coefficient, settings)
+        step, _ = split
+        descent: float | Tensor
+        sizes: list[float] | Tensor
+        if step is None:
+            found, descent, sizes = paces(_rows(movements), descent_limit, update_rms_limit, float(scale))
+            each = torch.tensor(found, dtype=torch.float64)
+        else:
+            each, descent, sizes = step.paces(movements, descent_limit, update_rms_limit, scale)
+        return self._take(split, coefficient, settings, each), descent, sizes
+
+    def _split(self, settings: list[Any]) -> tuple[Any, list[int]]:
+        """The step by kernels, if any are of use, and the places of the members that it is not of."""
         kernels, others = self._kernels(), []
         step, every, begin = kernels(self._served.tuning) if kernels else None, array("q", self._addresses), 0
         for place, member in enumerate(self._members):
@@ -70,11 +84,34 @@ class DeviceStep:
             if step is None or -1 in addresses or not self._is_served(member[2]):
                 others.append(place)
             else:
-                step.add(member, addresses, settings[member[0]], 1.0 if paces is None else paces[place])
+                step.add(place, member, addresses, settings[member[0]])
+        return step, others
+
+    @torch.no_grad()
+    def _movements(self, split: tuple[Any, list[int]], coefficient: float | Tensor, settings: list[Any]) -> Tensor:
+        """For each member, Σu·g, Σu² and the number of its elements: on a device where there are kernels, else in CPU memory."""
+        step, others = split
+        found = torch.zeros((len(self._members), 3), dtype=torch.float64)
+        for group, places, factor, (parameters, gradients, *states) in self._grouped(others, coefficient, settings, None):
+            copies = [[state.clone() for state in tensors] for tensors in states]
+            directions = _direction(group, self._number(places[0]), parameters, gradients, copies, factor)
+            for place, u, g in zip(places, directions, gradients, strict=True):
+                wide = u.to(torch.float64 if u.device.type != "mps" else torch.float32)
+                along = (wide * g).sum().item()
+                numbers = -along if group.maximize else along, wide.square().sum().item(), u.numel()
+                found[place] = torch.tensor(numbers, dtype=torch.float64)
+        if step is None:
+            return found
+        measured: Tensor = step.measure(coefficient, len(self._members))
+        return measured + moved(found, measured.device) if others else measured
+
+    @torch.no_grad()
+    def _take(self, split: tuple[Any, list[int]], coefficient: float | Tensor, settings: list[Any], paces: Tensor | None) -> list[Any]:
+        step, others = split
         # These come first, as operations of tensor subclasses may raise, and then nothing else has changed.
         if others and (self._taken is None or bool(self._taken)):
-            self._step_by_torch(others, coefficient, settings, paces)
-        return [] if step is None else step.take(coefficient, self._taken)
+            self._step_by_torch(others, coefficient, settings, None if paces is None else paces.tolist())
+        return [] if step is None else step.take(coefficient, self._taken, paces)
 
     def _is_served(self, parameter: Tensor) -> bool:
         return _KINDS.get(parameter.device.type) in self._served.triton
@@ -108,17 +145,6 @@ class DeviceStep:
         if counters:
             torch._foreach_add_(counters, 1.0)
 
-    def step_within(
-        self,
-        coefficient: float | Tensor,
-        settings: list[Any],
-        descent_limit: float | None,
-        update_rms_limit: float | None,
-        scale: float,
-    ) -> tuple[list[Any], float, list[float]]:
-        each, descent, rms = paces(self.measure(coefficient, settings), descent_limit, update_rms_limit, scale)
-        return self.step_(coefficient, settings, each), descent, rms
-
     def _number(self, place: int) -> float:
         """Which step of the parameter this is."""
         return float(self._members[place][5]) + 1.0
@@ -148,6 +174,10 @@ class DeviceStep:
             lists += [list(tensors) for tensors in zip(*(states for *_, states, _ in members), strict=True)]
             found.append((group, places, factor.to(device, non_blocking=True), lists))
         return found
+
+
+def _rows(movements: Tensor) -> list[Any]:
+    return [tuple(row) for row in movements.tolist()]
 
 
 def _direction(

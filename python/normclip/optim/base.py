@@ -180,7 +180,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
         taken = None
         if "found_inf" in self.__dict__:
             found_inf = self.__dict__["found_inf"]
-            if limits is None and self._skips_on_device(step, exact, found_inf):
+            if self._skips_on_device(step, exact, found_inf):
                 taken = (found_inf.to(exact.device, non_blocking=True) == 0.0) & exact.isfinite()
                 step.skip_unless(taken)  # type: ignore[attr-defined] # of steps on devices
             elif not (float(found_inf) == 0.0 and math.isfinite(exact)):
@@ -219,7 +219,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
         if limits is None:
             mark_written(step.step_(coefficient, settings))
             return
-        written, descent, rms = step.step_within(coefficient, settings, *limits, 1.0 if scale is None else float(scale))
+        written, descent, rms = step.step_within(coefficient, settings, *limits, 1.0 if scale is None else scale)
         mark_written(written)
         self.last_descent, self.last_update_rms = descent, rms
 

@@ -1,4 +1,4 @@
-"""The kernel that moves parameters: an optimizer's step on chunks of parameters, their states and their gradients.
+"""The kernel of optimizer steps: moves chunks of parameters and their states by their gradients, or measures what that would do.
 
 The formulas are those of adamw.rs and sgd.rs in rust/core/src/kernels, and give the same bits: numbers of a step are rounded to float32, or
 stay float64 for elements of float64, every operation is rounded there, and what is stored is rounded once. SGD of float32 elements alone
@@ -16,8 +16,8 @@ from normclip._backends.triton.elements import ELEMENTS, VECTOR, chunk_of
 SGD = tl.constexpr(0)
 ADAMW = tl.constexpr(1)
 
-# How many numbers a step of each has, in float64. SGD: sign, η, μ, 1 - τ, λ, whether Nesterov's. AdamW: sign, η, β1, β2, 1 - β1, 1 - β2, ε,
-# 1 - ηλ. The sign is that of the gradient: -1 to maximize.
+# How many numbers a step of each has, in float64. SGD: sign, η, μ, 1 - τ, λ, whether Nesterov's. AdamW: sign, η, β1, β2, 1 - β1, 1 - β2, ε, λ.
+# The sign is that of the gradient: -1 to maximize.
 NUMBERS = tl.constexpr((6, 8))
 
 
@@ -34,9 +34,9 @@ def _complement(beta, t):
 
 
 @triton.jit
-def _sgd_numbers(numbers, coefficient, WIDE: tl.constexpr):
+def _sgd_numbers(numbers, coefficient, pace, WIDE: tl.constexpr):
     c = (tl.load(numbers) * coefficient).to(WIDE)
-    lr = tl.load(numbers + 1).to(WIDE)
+    lr = (pace * tl.load(numbers + 1)).to(WIDE)
     momentum = tl.load(numbers + 2).to(WIDE)
     share = tl.load(numbers + 3).to(WIDE)
     decay = tl.load(numbers + 4).to(WIDE)
@@ -44,23 +44,23 @@ def _sgd_numbers(numbers, coefficient, WIDE: tl.constexpr):
 
 
 @triton.jit
-def _adamw_numbers(numbers, coefficient, t, WIDE: tl.constexpr):
+def _adamw_numbers(numbers, coefficient, pace, t, WIDE: tl.constexpr):
     c = (tl.load(numbers) * coefficient).to(WIDE)
-    lr = tl.load(numbers + 1).to(WIDE)
+    lr = pace * tl.load(numbers + 1)
     beta1 = tl.load(numbers + 2)
     beta2 = tl.load(numbers + 3)
     share1 = tl.load(numbers + 4).to(WIDE)
     share2 = tl.load(numbers + 5).to(WIDE)
     eps = tl.load(numbers + 6).to(WIDE)
-    kept = tl.load(numbers + 7).to(WIDE)
+    kept = (1.0 - lr * tl.load(numbers + 7)).to(WIDE)
     scale = (1.0 / _complement(beta1, t)).to(WIDE)
     root = (1.0 / tl.sqrt(_complement(beta2, t))).to(WIDE)
-    return c, lr, beta1.to(WIDE), beta2.to(WIDE), share1, share2, eps, kept, scale, root
+    return c, lr.to(WIDE), beta1.to(WIDE), beta2.to(WIDE), share1, share2, eps, kept, scale, root
 
 
 @triton.jit
 def _sgd(x, g, v, numbers, STATES: tl.constexpr):
-    """The new parameter and buffer."""
+    """The direction, the new parameter, and its buffer."""
     c, lr, momentum, share, decay, nesterov = numbers
     d = c * g
     d = tl.where(decay != 0.0, d + decay * x, d)
@@ -68,12 +68,12 @@ def _sgd(x, g, v, numbers, STATES: tl.constexpr):
     if STATES == 1:
         v = momentum * v + share * d
         u = tl.where(nesterov, d + momentum * v, v)
-    return x - lr * u, v
+    return u, x - lr * u, v
 
 
 @triton.jit
 def _adamw(x, g, m, v, largest, numbers, STATES: tl.constexpr):
-    """The new parameter, averages, and largest average of squares."""
+    """The direction, the new parameter, its averages, and its largest average of squares."""
     c, lr, beta1, beta2, share1, share2, eps, kept, scale, root = numbers
     g = c * g
     m = beta1 * m + share1 * g
@@ -87,14 +87,13 @@ def _adamw(x, g, m, v, largest, numbers, STATES: tl.constexpr):
         u = m * scale / (tl.sqrt(top) * root + eps)
     else:
         u = tl.div_rn(m * scale, tl.sqrt_rn(top) * root + eps)
-    return kept * x - lr * u, m, v, largest
+    return u, kept * x - lr * u, m, v, largest
 
 
 @triton.jit
-def _move(x, g, a, b, c, at, inside, numbers, FORMULA: tl.constexpr, STATES: tl.constexpr):
-    """Moves a tile. Of the pointers to states, those beyond STATES are not used."""
+def _computed(x, g, a, b, c, at, inside, numbers, FORMULA: tl.constexpr, STATES: tl.constexpr):
+    """The gradient and the direction of a tile, and its new values. Of the pointers to states, those beyond STATES are not used."""
     TYPE: tl.constexpr = x.dtype.element_ty
-    STATE: tl.constexpr = a.dtype.element_ty
     WIDE: tl.constexpr = tl.float64 if TYPE == tl.float64 else tl.float32
     wide_x = tl.load(x + at, mask=inside).to(WIDE)
     wide_g = tl.load(g + at, mask=inside).to(WIDE)
@@ -108,9 +107,18 @@ def _move(x, g, a, b, c, at, inside, numbers, FORMULA: tl.constexpr, STATES: tl.
     if STATES > 2:
         wide_c = tl.load(c + at, mask=inside).to(WIDE)
     if FORMULA == SGD:
-        wide_x, wide_a = _sgd(wide_x, wide_g, wide_a, numbers, STATES)
+        u, wide_x, wide_a = _sgd(wide_x, wide_g, wide_a, numbers, STATES)
     else:
-        wide_x, wide_a, wide_b, wide_c = _adamw(wide_x, wide_g, wide_a, wide_b, wide_c, numbers, STATES)
+        u, wide_x, wide_a, wide_b, wide_c = _adamw(wide_x, wide_g, wide_a, wide_b, wide_c, numbers, STATES)
+    return wide_g, u, wide_x, wide_a, wide_b, wide_c
+
+
+@triton.jit
+def _move(x, g, a, b, c, at, inside, numbers, FORMULA: tl.constexpr, STATES: tl.constexpr):
+    """Moves a tile."""
+    TYPE: tl.constexpr = x.dtype.element_ty
+    STATE: tl.constexpr = a.dtype.element_ty
+    _g, _u, wide_x, wide_a, wide_b, wide_c = _computed(x, g, a, b, c, at, inside, numbers, FORMULA, STATES)
     tl.store(x + at, wide_x.to(TYPE), mask=inside)
     if STATES > 0:
         tl.store(a + at, wide_a.to(STATE), mask=inside)
@@ -120,13 +128,27 @@ def _move(x, g, a, b, c, at, inside, numbers, FORMULA: tl.constexpr, STATES: tl.
         tl.store(c + at, wide_c.to(STATE), mask=inside)
 
 
-@triton.jit(do_not_specialize=["rows", "addresses", "factors", "coefficient", "taken"])
+@triton.jit
+def _measured(x, g, a, b, c, at, inside, numbers, along, squares, FORMULA: tl.constexpr, STATES: tl.constexpr):
+    """Adds u·g and u² of a tile to the accumulators, for its direction u and its gradient g in memory. Nothing is written."""
+    g, u, _x, _a, _b, _c = _computed(x, g, a, b, c, at, inside, numbers, FORMULA, STATES)
+    g = g.to(tl.float64)
+    u = u.to(tl.float64)
+    if inside is not None:
+        g = tl.where(inside, g, 0.0)
+        u = tl.where(inside, u, 0.0)
+    return along + u * g, squares + u * u
+
+
+@triton.jit(do_not_specialize=["rows", "addresses", "factors", "coefficient", "taken", "paces", "partials"])
 def step(
     rows,
     addresses,
     factors,
     coefficient,
     taken,
+    paces,
+    partials,
     FORMULA: tl.constexpr,
     STATES: tl.constexpr,
     TYPE: tl.constexpr,
@@ -137,10 +159,13 @@ def step(
 ):
     """Moves all chunks, one program for each, by gradients times the number at `coefficient`; or none if there is 0 at `taken`.
 
+    The learning rate of a parameter is multiplied by the number at its place in `paces`, if any. With `partials`, nothing moves: Σu·g, Σu²
+    and the number of elements of each chunk are written there, in three columns, with g as the gradient of what is minimized.
+
     TYPE, STATE and CLOCK are numbers of element types: of parameters and gradients, of states, and of what counts the steps of a parameter.
-    The addresses of a parameter are its own, its states', its gradient's, and for AdamW its counter's; after these comes the number of its
-    row in `factors`, which holds NUMBERS. ALIGNED says that all begin on borders of vectors. Chunks are changed in reverse order, as those
-    that a measurement has read last are still in the cache.
+    The addresses of a parameter are its own, its states', its gradient's, and for AdamW its counter's; after these come the number of its
+    row in `factors`, which holds NUMBERS, and its place. ALIGNED says that all begin on borders of vectors. Chunks are changed in reverse
+    order, as those that a measurement has read last are still in the cache.
     """
     TYPE_OF_X: tl.constexpr = ELEMENTS[TYPE]
     TYPE_OF_A: tl.constexpr = ELEMENTS[STATE]
@@ -149,12 +174,13 @@ def step(
     # A thread stores 16 bytes of the wider of the two types, so that both are in registers in the same order.
     STATE_SIZE: tl.constexpr = TYPE_OF_A.primitive_bitwidth // 8
     TILE: tl.constexpr = BYTES // (SIZE if SIZE > STATE_SIZE else STATE_SIZE)
-    WIDTH: tl.constexpr = 3 + STATES + FORMULA
+    WIDTH: tl.constexpr = 4 + STATES + FORMULA
+    chunk = tl.num_programs(0) - 1 - tl.program_id(0)
     busy = True
     if taken is not None:
         busy = tl.load(taken) != 0.0
     if busy:
-        tensor, offset, count, _type = chunk_of(rows, tl.num_programs(0) - 1 - tl.program_id(0))
+        tensor, offset, count, _type = chunk_of(rows, chunk)
         own = addresses + WIDTH * tensor
         first = offset // SIZE
         x = tl.load(own).to(tl.pointer_type(TYPE_OF_X)) + first
@@ -168,12 +194,15 @@ def step(
             b = tl.load(own + 2).to(tl.pointer_type(TYPE_OF_A)) + first
         if STATES > 2:
             c = tl.load(own + 3).to(tl.pointer_type(TYPE_OF_A)) + first
-        numbers = factors + NUMBERS[FORMULA] * tl.load(own + WIDTH - 1)
+        numbers = factors + NUMBERS[FORMULA] * tl.load(own + WIDTH - 2)
+        pace = tl.full([], 1.0, tl.float64)
+        if paces is not None:
+            pace = tl.load(paces + tl.load(own + WIDTH - 1))
         if FORMULA == SGD:
-            known = _sgd_numbers(numbers, tl.load(coefficient), WIDE)
+            known = _sgd_numbers(numbers, tl.load(coefficient), pace, WIDE)
         else:
             steps = tl.load(tl.load(own + 2 + STATES).to(tl.pointer_type(ELEMENTS[CLOCK]))).to(tl.int64)
-            known = _adamw_numbers(numbers, tl.load(coefficient), steps + 1, WIDE)
+            known = _adamw_numbers(numbers, tl.load(coefficient), pace, steps + 1, WIDE)
         if ALIGNED:
             x = tl.multiple_of(x, VECTOR)
             g = tl.multiple_of(g, VECTOR)
@@ -182,8 +211,21 @@ def step(
             c = tl.multiple_of(c, VECTOR)
         lanes = tl.arange(0, TILE)
         whole = count // TILE * TILE
-        for start in range(0, whole, TILE):
-            _move(x, g, a, b, c, start + lanes, None, known, FORMULA, STATES)
-        if whole < count:
-            at = whole + lanes
-            _move(x, g, a, b, c, at, at < count, known, FORMULA, STATES)
+        at = whole + lanes
+        if partials is None:
+            for start in range(0, whole, TILE):
+                _move(x, g, a, b, c, start + lanes, None, known, FORMULA, STATES)
+            if whole < count:
+                _move(x, g, a, b, c, at, at < count, known, FORMULA, STATES)
+        else:
+            along = tl.zeros([TILE], tl.float64)
+            squares = tl.zeros([TILE], tl.float64)
+            for start in range(0, whole, TILE):
+                along, squares = _measured(x, g, a, b, c, start + lanes, None, known, along, squares, FORMULA, STATES)
+            if whole < count:
+                along, squares = _measured(x, g, a, b, c, at, at < count, known, along, squares, FORMULA, STATES)
+            stride = tl.full([], 0, tl.int64) + tl.num_programs(0)
+            place = partials + chunk
+            tl.store(place, tl.load(numbers) * tl.sum(along, 0))
+            tl.store(place + stride, tl.sum(squares, 0))
+            tl.store(place + 2 * stride, count.to(tl.float64))
