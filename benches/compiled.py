@@ -27,7 +27,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from normclip._backends.cuda import Tuning
-from normclip._backends.triton import change, measure, merge, pairs, ranks, step
+from normclip._backends.triton import change, limits, measure, merge, pairs, ranks, step
 
 ARCHITECTURES = (80, 86, 89, 90, 100, 103, 120)
 PAIRS_OF_FLOATS = (86, 89, 103, 120)
@@ -38,11 +38,10 @@ TYPES = {"float16": 1, "bfloat16": 2, "float32": 4, "float64": 8, "all": 15}
 # What the arguments of the kernels are, by their names.
 _SIGNATURE = {
     **dict.fromkeys(("rows", "addresses", "segments"), "*i64"),
-    **dict.fromkeys(
-        ("partials", "exact", "moments", "numbers", "found", "gathered", "failure", "factors", "coefficient", "taken"), "*fp64"
-    ),
-    **dict.fromkeys(("order", "number", "epsilon", "double"), "fp64"),
-    **dict.fromkeys(("chunks", "ranks"), "i32"),
+    **dict.fromkeys(("partials", "exact", "moments", "numbers", "found", "gathered", "failure"), "*fp64"),
+    **dict.fromkeys(("factors", "coefficient", "taken", "paces", "movements", "scale", "sizes", "descent"), "*fp64"),
+    **dict.fromkeys(("order", "number", "epsilon", "double", "descent_limit", "size_limit"), "fp64"),
+    **dict.fromkeys(("chunks", "ranks", "count"), "i32"),
     "rounded": "*fp32",
 }
 
@@ -86,12 +85,14 @@ def multiplying(dtype: str) -> Kernel:
     return Kernel(f"products {dtype}", pairs.products, tuple({"TYPES": TYPES[dtype], **_LAUNCH}.items()))
 
 
-def stepping(formula: str, states: int, dtype: str, state_dtype: str | None = None, *, aligned: bool = True) -> Kernel:
-    """The kernel of optimizer steps."""
+def stepping(
+    formula: str, states: int, dtype: str, state_dtype: str | None = None, *, aligned: bool = True, measures: bool = False
+) -> Kernel:
+    """The kernel of optimizer steps, which takes one or measures it for limits."""
     codes = [TYPES[name].bit_length() - 1 for name in (dtype, state_dtype or dtype, "float32")]
     constants = {"FORMULA": getattr(step, formula).value, "STATES": states, **dict(zip(("TYPE", "STATE", "CLOCK"), codes, strict=True))}
-    constants |= {"ALIGNED": int(aligned), "BYTES": TUNING.tile}
-    kept = "" if state_dtype is None else f", states {state_dtype}"
+    constants |= {"ALIGNED": int(aligned), "BYTES": TUNING.tile, "paces": None, "taken" if measures else "partials": None}
+    kept = ("" if state_dtype is None else f", states {state_dtype}") + (", measured" if measures else "")
     return Kernel(f"{formula.lower()} {states} {dtype}{kept}", step.step, tuple(constants.items()), in_pairs=True)
 
 
@@ -132,6 +133,9 @@ def kernels(architecture: int) -> Iterator[Kernel]:
         for formula, states in STEPS:
             if formula == "ADAMW" or state_dtype is None:
                 yield stepping(formula, states, dtype, state_dtype)
+                yield stepping(formula, states, dtype, state_dtype, measures=True)
+    yield Kernel("movements", limits.merge, (("WIDTH", 7), ("LANES", TUNING.lanes)), in_pairs=True)
+    yield Kernel("limits", limits.limit, (("LANES", TUNING.short),), in_pairs=True)
 
 
 # ---- Taking them apart ----

@@ -26,9 +26,12 @@ import normclip
 from normclip._backends import launch
 from normclip._backends.choose import serving
 from normclip._backends.protocol import Served
-from normclip._backends.triton import change, measure, merge, pairs, ranks, step
+from normclip._backends.triton import change, limits, measure, merge, pairs, ranks, step
 
-KERNELS = (measure.measure, merge.norm, merge.tabulate, change.change, pairs.products, pairs.dot, ranks.row, ranks.merge, step.step)
+KERNELS = (
+    *(measure.measure, merge.norm, merge.tabulate, change.change, pairs.products, pairs.dot),
+    *(ranks.row, ranks.merge, step.step, limits.merge, limits.limit),
+)
 
 
 class NoDriver:

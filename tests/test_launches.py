@@ -131,6 +131,15 @@ def test_a_step_of_an_optimizer_is_one_launch_after_the_norm(driver: Any, make: 
     assert sorted(driver.loaded) == ["measure", "norm", "step", "step"]
 
 
+def test_a_step_within_limits_is_measured_first(driver: Any) -> None:
+    parameters = [*parameters_of((3, 5, 40000)), *parameters_of((7, 9), torch.bfloat16)]
+    optimizer = ClippedAdamW(parameters, rule=1.0, descent_limit=1.0)
+    for _ in range(3):
+        optimizer.step()
+    assert driver.launched == ["measure", "norm", "step", "merge", "step", "merge", "limit", "step", "step"] * 3
+    assert sorted(driver.loaded) == ["limit", "measure", "merge", "norm", "step", "step", "step", "step"]
+
+
 def test_tensors_off_the_border_of_a_vector_are_launched_by_themselves(driver: Any) -> None:
     memory = torch.zeros(100)
     parameters = [torch.nn.Parameter(memory[begin : begin + 8]) for begin in (0, 21, 8)]

@@ -16,6 +16,11 @@ MAKERS: dict[str, Callable[..., Any]] = {
     "AdamW": lambda parameters: ClippedAdamW(parameters, 0.1, rule=0.5, amsgrad=True),
 }
 by_maker = pytest.mark.parametrize("make", MAKERS.values(), ids=list(MAKERS))
+LIMITED: dict[str, Callable[..., Any]] = {
+    "limited SGD": lambda parameters: ClippedSGD(parameters, 0.1, 0.5, momentum=0.9, descent_limit=0.01),
+    "limited AdamW": lambda parameters: ClippedAdamW(parameters, 0.1, rule=0.5, descent_limit=1.0, update_rms_limit=0.1),
+}
+free_and_limited = pytest.mark.parametrize("make", [*MAKERS.values(), *LIMITED.values()], ids=[*MAKERS, *LIMITED])
 SHAPES: list[tuple[int, ...]] = [(5000,), (33,), (64, 64), (1,)]
 
 
@@ -50,7 +55,17 @@ def test_a_step_takes_a_launch_for_each_type_and_never_waits(make: Callable[...,
     assert [name for name in names if name in ("measure", "norm", "change", "step")] == ["measure", "norm", "step", "step"] * 2
 
 
-@by_maker
+@pytest.mark.parametrize("make", LIMITED.values(), ids=list(LIMITED))
+def test_a_step_within_limits_never_waits(make: Callable[..., Any]) -> None:
+    optimizer = make(models_of())
+    optimizer.step()
+    with no_waiting():
+        optimizer.step()
+    assert float(optimizer.last_descent) > optimizer.descent_limit
+    assert optimizer.last_update_rms.shape == (2 * len(SHAPES),)
+
+
+@free_and_limited
 def test_steps_are_those_of_the_cpu(make: Callable[..., Any]) -> None:
     device, host = models_of(), models_of("cpu")
     optimizers = make(device), make(host)
@@ -62,7 +77,7 @@ def test_steps_are_those_of_the_cpu(make: Callable[..., Any]) -> None:
         torch.testing.assert_close(x.detach().cpu(), y.detach(), rtol=1e-5 if x.dtype == torch.float32 else 2**-6, atol=1e-5)
 
 
-@by_maker
+@free_and_limited
 def test_a_graph_counts_its_steps(make: Callable[..., Any]) -> None:
     models, eager = models_of(), models_of()
     captured, optimizer = make(models), make(eager)

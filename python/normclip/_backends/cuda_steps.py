@@ -107,7 +107,15 @@ class CudaStep:
                 self._launch(reads, coefficient, partials=partials)
                 lanes = self._tuning.short if structure.longest <= self._tuning.short else self._tuning.lanes
                 arguments = (partials, structure.chunks, structure.segments, reads.table.addresses.numbers, found[device])
-                launch(limits.merge, (len(structure.segments) - 1, 1, 1), arguments, (reads.width, lanes), device, num_warps=4)
+                launch(
+                    limits.merge,
+                    (len(structure.segments) - 1, 1, 1),
+                    arguments,
+                    (reads.width, lanes),
+                    device,
+                    num_warps=4,
+                    enable_fp_fusion=False,
+                )
         first, *others = found.values()
         for other in others:
             first += moved(other, first.device)
@@ -123,7 +131,7 @@ class CudaStep:
         with on_device(device):
             arguments = (movements, count, _number(scale, device), each, sizes, descent)
             bounds = [math.inf if bound is None else bound for bound in (descent_limit, update_rms_limit)]
-            launch(limits.limit, (1, 1, 1), (*arguments, *bounds), (self._tuning.short,), device, num_warps=4)
+            launch(limits.limit, (1, 1, 1), (*arguments, *bounds), (self._tuning.short,), device, num_warps=4, enable_fp_fusion=False)
         return each, descent, sizes
 
     def take(self, coefficient: float | Tensor, taken: Tensor | None, paces: Tensor | None) -> list[Tensor]:
@@ -173,10 +181,10 @@ class CudaStep:
     ) -> None:
         """Launch the kernel of a step. With partials, it measures."""
         device, constants, _, table, factors = reads
-        if table.structure.chunks == 0:
-            return
         table.await_uploads()
         factors.await_uploads()
+        if table.structure.chunks == 0:
+            return
         numbers = [None if number is None else _number(number, device) for number in (coefficient, taken, paces)]
         # Fused multiplications and additions would give other bits than those of the CPU.
         launch(

@@ -35,7 +35,7 @@ class ClippedAdamW(ClippedOptimizer):
     For CPU tensors, a step is computed in float32 (in float64 for float64) and rounded once when it is stored. Parameters get the same bits
     for any number of threads and any instruction set. On CUDA, one launch takes the same step, and counts it there. Elsewhere torch's
     operations compute it and round after every operation. A step waits for a device only for what the host decides: new states within a
-    ``GradScaler``, limits, rules that follow training, a learning rate on the device, and on devices without Triton whether to skip it. A
+    ``GradScaler``, rules that follow training, a learning rate on the device, and, without Triton, limits and whether to skip a step. A
     norm of NaN makes all parameters NaN; ``last_norm`` shows it.
 
     States are saved and loaded with the ``state_dict``, in the format of :class:`torch.optim.AdamW`, so each of the two optimizers can load
@@ -65,8 +65,9 @@ class ClippedAdamW(ClippedOptimizer):
         last_norm: The norm n in the latest step: a float, or a 0-dim float64 tensor on the device. None before the first step.
         last_coefficient: The coefficient c(n) of that step, of the same type; 0 where a ``GradScaler`` had the step skipped.
         descent_limit, update_rms_limit: The limits, which may be replaced between steps.
-        last_descent: With a limit, ⟨u, g⟩ in the latest step, after ``update_rms_limit`` and before ``descent_limit``.
-        last_update_rms: With a limit, RMS(u) of each parameter that had a gradient.
+        last_descent: With a limit, ⟨u, g⟩ in the latest step, after ``update_rms_limit`` and before ``descent_limit``: a float, or a 0-dim
+            float64 tensor on the device.
+        last_update_rms: With a limit, RMS(u) of each parameter that had a gradient: a list, or a float64 tensor on the device.
 
     Raises:
         TypeError: A parameter is complex; or, in a step, a gradient is sparse or not of its parameter's element type.

@@ -34,7 +34,7 @@ class ClippedSGD(ClippedOptimizer):
     For CPU tensors, a step is computed in float64 (in float32 for 16-bit elements) and rounded once when it is stored. Parameters get the
     same bits for any number of threads and any instruction set. On CUDA, one launch takes it, in float32 for float32. Elsewhere torch's
     operations compute it and round after every operation. A step waits for a device only for what the host decides: new buffers within a
-    ``GradScaler``, limits, rules that follow training, a learning rate on the device, and on devices without Triton whether to skip it. A
+    ``GradScaler``, rules that follow training, a learning rate on the device, and, without Triton, limits and whether to skip a step. A
     norm of NaN makes all parameters NaN. An infinite norm makes parameters NaN where the gradient is not finite; elsewhere only momentum
     and weight decay change them. ``last_norm`` shows the norm.
 
@@ -60,8 +60,9 @@ class ClippedSGD(ClippedOptimizer):
         last_norm: The norm n in the latest step: a float, or a 0-dim float64 tensor on the device. None before the first step.
         last_coefficient: The coefficient c(n) of that step, of the same type; 0 where a ``GradScaler`` had the step skipped.
         descent_limit, update_rms_limit: The limits, which may be replaced between steps.
-        last_descent: With a limit, ⟨u, g⟩ in the latest step, after ``update_rms_limit`` and before ``descent_limit``.
-        last_update_rms: With a limit, RMS(u) of each parameter that had a gradient.
+        last_descent: With a limit, ⟨u, g⟩ in the latest step, after ``update_rms_limit`` and before ``descent_limit``: a float, or a 0-dim
+            float64 tensor on the device.
+        last_update_rms: With a limit, RMS(u) of each parameter that had a gradient: a list, or a float64 tensor on the device.
 
     Raises:
         TypeError: A parameter is complex; or, in a step, a gradient is sparse or not of its parameter's element type.

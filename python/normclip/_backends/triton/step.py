@@ -16,8 +16,8 @@ from normclip._backends.triton.elements import ELEMENTS, VECTOR, chunk_of
 SGD = tl.constexpr(0)
 ADAMW = tl.constexpr(1)
 
-# How many numbers a step of each has, in float64. SGD: sign, η, μ, 1 - τ, λ, whether Nesterov's. AdamW: sign, η, β1, β2, 1 - β1, 1 - β2, ε, λ.
-# The sign is that of the gradient: -1 to maximize.
+# How many numbers a step of each has, in float64. SGD: sign, η, μ, 1 - τ, λ, whether Nesterov's. AdamW: sign, η, β1, β2, 1 - β1, 1 - β2, ε,
+# λ. The sign is that of the gradient: -1 to maximize.
 NUMBERS = tl.constexpr((6, 8))
 
 
@@ -47,12 +47,12 @@ def _sgd_numbers(numbers, coefficient, pace, WIDE: tl.constexpr):
 def _adamw_numbers(numbers, coefficient, pace, t, WIDE: tl.constexpr):
     c = (tl.load(numbers) * coefficient).to(WIDE)
     lr = pace * tl.load(numbers + 1)
+    kept = (1.0 - lr * tl.load(numbers + 7)).to(WIDE)
     beta1 = tl.load(numbers + 2)
     beta2 = tl.load(numbers + 3)
     share1 = tl.load(numbers + 4).to(WIDE)
     share2 = tl.load(numbers + 5).to(WIDE)
     eps = tl.load(numbers + 6).to(WIDE)
-    kept = (1.0 - lr * tl.load(numbers + 7)).to(WIDE)
     scale = (1.0 / _complement(beta1, t)).to(WIDE)
     root = (1.0 / tl.sqrt(_complement(beta2, t))).to(WIDE)
     return c, lr.to(WIDE), beta1.to(WIDE), beta2.to(WIDE), share1, share2, eps, kept, scale, root
@@ -211,11 +211,11 @@ def step(
             c = tl.multiple_of(c, VECTOR)
         lanes = tl.arange(0, TILE)
         whole = count // TILE * TILE
-        at = whole + lanes
         if partials is None:
             for start in range(0, whole, TILE):
                 _move(x, g, a, b, c, start + lanes, None, known, FORMULA, STATES)
             if whole < count:
+                at = whole + lanes
                 _move(x, g, a, b, c, at, at < count, known, FORMULA, STATES)
         else:
             along = tl.zeros([TILE], tl.float64)
@@ -223,6 +223,7 @@ def step(
             for start in range(0, whole, TILE):
                 along, squares = _measured(x, g, a, b, c, start + lanes, None, known, along, squares, FORMULA, STATES)
             if whole < count:
+                at = whole + lanes
                 along, squares = _measured(x, g, a, b, c, at, at < count, known, along, squares, FORMULA, STATES)
             stride = tl.full([], 0, tl.int64) + tl.num_programs(0)
             place = partials + chunk
