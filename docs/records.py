@@ -72,7 +72,7 @@ def benchmarks_page() -> str:
 def studies_page() -> str:
     """A table of all studies, and a section for each."""
     found = studies()
-    lines = [_line("study", "the question is", *VERDICTS), "|---|---|--:|--:|--:|--:|"]
+    lines = [_line("study", "subject", *VERDICTS), "|---|---|--:|--:|--:|--:|"]
     for name, study in found.items():
         verdicts = [claim.verdict for claim in study.judged()]
         lines.append(_line(f"[{name}](#{name})", study.title, *[str(verdicts.count(verdict) or "") for verdict in VERDICTS]))

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import pytest
 import records
 
+from normclip.bench import workloads
 from normclip.bench.report import Report, duration, ratio_text
 
 README = records.README.read_text(encoding="utf-8")
@@ -63,4 +64,12 @@ def test_the_page_says_what_else_the_machine_did(
     changed: dict[str, Any] = {**vars(record), "other_load": load, "rows": record.rows[:2]}
     monkeypatch.setattr(records, "PICTURES", tmp_path)
     monkeypatch.setattr(records, "benchmarks", lambda: {"2000-01-01-machine.json": Report(**changed)})
+    assert said in records.benchmarks_page()
+
+
+def test_the_page_counts_losses_to_torch_alone(record: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "PICTURES", tmp_path)
+    beside_itself = {operation.label for operation in workloads._NORMCLIP_BESIDE_ITSELF}
+    ratios = [row.in_training.ratio for row in record.rows if row.operation not in beside_itself]
+    said = f"slower in {sum(ratio < 1.0 for ratio in ratios)} of the {len(ratios)} rows"
     assert said in records.benchmarks_page()

@@ -34,7 +34,7 @@ BESIDE = {
     "clip + SGD, momentum": "clip_grad_norm_, then fused SGD",
     "clip + AdamW step": "clip_grad_norm_, then AdamW",
     "clip + AdamW(fused=True)": "clip_grad_norm_, then AdamW(fused=True)",
-    "limited; free AdamW step": "ClippedAdamW's, without descent_limit",
+    "limited; free AdamW step": "normclip's, without descent_limit",
 }
 """What each operation is compared with; the functions are those of torch.nn.utils."""
 _EXACT = 1e-10  # smaller errors are drawn at this value, as a logarithmic axis has no place for 0
