@@ -1,7 +1,7 @@
 """Make the source distribution, and from it the wheels that this machine can build; look into them, and try those that run here.
 
 `python release/wheels.py [--target TRIPLE ...] [--out dist] [--without-torch]`. The wheels are for the Python that runs this: CPython's
-stable ABI, or the free-threaded Python of its version. On Linux, Zig links, so that the wheels run wherever glibc is of 2014 or later.
+stable ABI, or the free-threaded Python of its version. On Linux, Zig links, so that the wheels run with glibc 2.17 or later.
 """
 
 import argparse
