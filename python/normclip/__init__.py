@@ -7,7 +7,7 @@
 - Clip rules: ``normclip.rules`` has rules other than a limit on the norm, ``normclip.thresholds`` limits that follow training, and
   ``normclip.theory`` the theory behind them.
 - Training: ``normclip.monitor`` logs gradients, ``normclip.optim`` has optimizers that clip in their step without writing gradients,
-  ``normclip.distributed`` describes clipping by many processes, and ``normclip.integrations`` has callbacks of frameworks.
+  ``normclip.distributed`` says how to clip in many processes, and ``normclip.integrations`` has callbacks for frameworks.
 - Types for annotations of your own: ``normclip.typing``.
 
 Torch tensors may be on any device. Modules are there after ``import normclip``, and are imported when they are first used.

@@ -72,7 +72,7 @@ def clip_grads_(
         parameters: A module, parameters, or pairs of name and parameter, as for :func:`normclip.grad_stats`.
         rule: The limit γ ≥ 0 of all gradients together, or one of :mod:`normclip.rules`.
         limits: Instead of ``rule``: a limit or rule for some groups, each of which is clipped by its own norm. Other groups are left
-            unchanged. The rule of a group without gradients is not called, so a threshold that follows training records no norm for it.
+            unchanged. The rule of a group without gradients is not asked, so a threshold that follows training records no norm for it.
         groups: As for :func:`normclip.grad_stats`.
         norm_type: The order p: 1, 2 or ``inf``.
         nonfinite: What to do about NaN and infinite elements. ``"propagate"``: as torch, a norm of NaN makes all gradients NaN and an

@@ -7,7 +7,7 @@ What to call:
 - FSDP2 (``fully_shard``), tensor and sequence parallelism, HSDP, and any combination: the usual functions too. Gradients are DTensors,
   which :func:`normclip.clip_grad_norm_`, :func:`normclip.clip_grads_`, :func:`normclip.grad_stats`, :func:`normclip.total_norm` and the
   other functions accept, also of several meshes in one list. Only :func:`normclip.dot` and :meth:`normclip.Moments.of` do not.
-- Pipeline stages and experts, where each rank has other parameters: pass the process groups along which the parameters differ,
+- Pipeline stages and experts, where each rank has parameters of its own: pass the process groups along which the parameters differ,
   ``clip_grad_norm_(parameters, 1.0, process_groups=[pp_mesh.get_group()])``.
 - Tensors that are not gradients: :func:`total_norm` along a group.
 
@@ -22,12 +22,12 @@ If a rank's tensors are refused, it raises that error and the other ranks a ``Ru
 written. If a rank has died, or does not join within the group's timeout, the other ranks raise torch's error. A rank that raises has not
 changed its gradients. A rank without gradients takes part through its parameters if these are DTensors, or through ``process_groups``.
 
-**On CUDA devices** rows stay there if the group of a mesh has a backend for them that the CPU does not have, as NCCL is. Then norms of
-order 1, 2 and ``inf``, and clipping by a number, wait for nothing, unless ``error_if_nonfinite`` or ``process_groups`` are given. The host
-does not know then whether another rank was refused. The norm is −inf in that case, which changes no gradient; the first call that finds it
-out raises the ``RuntimeError``, and so does every call after it, as long as there is this default process group. All else waits, and
-raises at once: rules, statistics, :func:`normclip.clip_grads_`, optimizers. The norm is float64 if this rank has gradients of double
-precision.
+**On CUDA devices** what a rank sends, its row of numbers, stays on the device if the process group sends from there, as with NCCL. Then
+norms of order 1, 2 and ``inf``, and clipping by a number, do not wait for the device, unless ``error_if_nonfinite`` or ``process_groups``
+are given. The host then does not know whether tensors of another rank were refused. In that case the norm is −inf, which changes no
+gradient. The first later call that finds this out raises the ``RuntimeError``, and so does every call after it, as long as there is this
+default process group. All other calls wait, and raise at once: rules, statistics, :func:`normclip.clip_grads_`, optimizers. The norm is
+float64 if this rank has gradients of double precision.
 
 **The result** is a plain 0-dim tensor with the norm of the whole, where torch returns a DTensor.
 

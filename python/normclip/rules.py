@@ -1,8 +1,8 @@
 """Clip rules: from the norm n of a gradient to the coefficient that the gradient is multiplied by.
 
-Rules are small frozen values. :func:`normclip.clip_`, :func:`normclip.clip_grad_norm_`, :func:`normclip.clip_grads_` and
-:class:`normclip.optim.ClippedSGD` take any of them; a plain number means :class:`Hard`. :class:`Least` combines several, and a subclass of
-:class:`Formula` is a rule of your own.
+Rules are small frozen values. :func:`normclip.clip_`, :func:`normclip.clip_grad_norm_`, :func:`normclip.clip_grads_`,
+:class:`normclip.monitor.GradMonitor` and the optimizers of :mod:`normclip.optim` take any of them; a plain number means :class:`Hard`.
+:class:`Least` combines several, and a subclass of :class:`Formula` is a rule of your own.
 
     >>> rule = Soft(1.0)
     >>> rule.coefficient(1.0)
@@ -364,12 +364,12 @@ class DescentLimit(Formula):
 
 @dataclass(frozen=True, init=False)
 class Least(Rule):
-    """The smallest coefficient of several rules: a fixed limit over one that follows training, or two that do.
+    """The smallest coefficient of several rules, such as a fixed limit and a threshold that follows training.
 
         c(n) = min(c₁(n), c₂(n), …)
 
-    NaN if one of them is. Of thresholds that follow training each records the norm as if it were alone, once the gradients are written.
-    Save the state of each with your checkpoint: ``rule.rules[0].state_dict()``.
+    NaN if one of them is. Each threshold that follows training records the norm as if it were alone, once the gradients are written. Save
+    its state with your checkpoint: ``rule.rules[0].state_dict()``, and so on.
 
     Args:
         *rules: One or more rules; a number means :class:`Hard`. An object with a memory may be given once only.

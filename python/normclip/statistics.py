@@ -224,13 +224,14 @@ def grad_stats(
         per_tensor: As for :func:`stats`.
         norms: As for :func:`stats`.
         groups: As for :func:`stats`. The names are those of all parameters, also of those without a gradient in this step, such as frozen
-            layers or experts that were not used. So all steps have the same groups; one without gradients has the moments of no elements.
+            layers or experts that were not used. So all steps have the same groups; a group without gradients has the moments of no
+            elements.
         process_groups: As for :func:`normclip.clip_grad_norm_`. The figures are those of all ranks, but figures of single tensors are those
             of this rank. Cannot be combined with ``groups``.
-        depth: With ``per_tensor``: in place of the figures of each parameter give those of each module to this depth, exact as if its
-            parameters were one tensor. Depth 1 are the modules that are attributes of the model. An index counts with the name before
-            it: with ``depth=2``, GPT-2 has a row for each block, ``transformer.h.0`` and so on. Parameters of the model itself have rows
-            of their own.
+        depth: With ``per_tensor``: in place of the figures of each parameter, give those of each module to this depth, as exact as if its
+            parameters were one tensor. Modules that are attributes of the model have depth 1. An index is part of the name before it:
+            with ``depth=2``, GPT-2 has a row for each block, ``transformer.h.0`` and so on. Parameters that the model itself has as
+            attributes have rows of their own.
 
     Returns:
         The figures, as :func:`stats` gives them.

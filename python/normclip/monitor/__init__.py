@@ -6,16 +6,16 @@ callbacks of ``normclip.integrations`` pass figures to the loggers of Lightning'
 
 Figures, where a layer is the name of a parameter, or of a module for monitors with a ``depth``:
 
-=================================  =====================================================================================
+=================================  ======================================================================================================
 ``norm``, ``norm/<layer>``         L2 norm before clipping
 ``sign_cosine``, ``…/<layer>``     cosine between the gradient and its signs (see :class:`normclip.Stats`)
 ``zeros``, ``zeros/<layer>``       number of elements equal to 0
 ``nonfinite``, ``…/<layer>``       number of elements that are NaN or infinite
 ``clip/norm``                      the norm that was clipped, which may be of another order than 2
 ``clip/coefficient``, ``…/<g>``    what all gradients, or those of each group with a limit, were multiplied by
-``clip/threshold``, ``…/<g>``      the limit in this step, for numbers and for rules that have a ``max_norm``
+``clip/threshold``, ``…/<g>``      the limit in this step: of a number, a rule with a ``max_norm``, or a threshold that follows training
 ``clip/fraction``                  share of the last 100 logged steps in which a coefficient was below 1 or NaN
-=================================  =====================================================================================
+=================================  ======================================================================================================
 """
 
 from normclip.monitor.monitor import GradMonitor

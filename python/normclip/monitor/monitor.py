@@ -39,9 +39,10 @@ class GradMonitor:
         log: A :class:`Sink`, or several: functions that are called as ``sink(figures, step=step)``.
         every: Log the steps whose number is a multiple of this. Other steps are clipped at no extra cost.
         layers: Also log the figures of each parameter.
-        depth: Log those of each module to this depth instead, as :func:`normclip.grad_stats` has them: with ``depth=2`` a figure for each
-            block of GPT-2, not for each of its 148 parameters.
-        top: Of these, log only so many in each step, those with the largest norms. A norm of NaN is larger than all others.
+        depth: Log the figures of each module to this depth in place of those of each parameter, as :func:`normclip.grad_stats` has them:
+            with ``depth=2`` a figure for each block of GPT-2, not for each of its 148 parameters.
+        top: In each step, log the figures of only this many parameters or modules, those with the largest norms. A norm of NaN is larger
+            than all others.
         on_error: What to do if a sink raises an ``Exception``. By then the gradients are clipped, the step is counted and the other sinks
             have been called. ``"warn"``: warn of the sink's first error, and keep calling it in later steps. ``"raise"``: raise the error,
             of several the first. Other exceptions, such as ``KeyboardInterrupt``, are raised at once.
@@ -52,9 +53,10 @@ class GradMonitor:
         step: The number of the next step. May be set.
 
     Raises:
-        TypeError: ``log`` is neither a sink nor an iterable of sinks. A path is no sink, nor a function that cannot be called so.
-        ValueError: ``every``, ``depth`` or ``top`` is not positive, the latter are given with ``layers=False``, or ``on_error`` is neither
-            ``"warn"`` nor ``"raise"``.
+        TypeError: ``log`` is neither a sink nor an iterable of sinks. A path is not a sink, and neither is a function that cannot be called
+            as ``sink(figures, step=step)``.
+        ValueError: ``every``, ``depth`` or ``top`` is not positive, ``depth`` or ``top`` is given with ``layers=False``, or ``on_error`` is
+            neither ``"warn"`` nor ``"raise"``.
 
     Example:
         >>> import torch
@@ -141,11 +143,11 @@ class GradMonitor:
         return clipped
 
     def observe(self, stats: Stats | None = None) -> None:
-        """Log the present gradients, which are read for this, or statistics that were taken before.
+        """Log the gradients as they are now, which reads them, or statistics that were taken before.
 
         Args:
-            stats: The result of :func:`normclip.grad_stats`, with ``per_tensor=True`` for the figures of each parameter, or each module to
-                a depth. None reads the gradients.
+            stats: The result of :func:`normclip.grad_stats`, with ``per_tensor=True`` if the figures of each parameter or module are to be
+                logged. None reads the gradients.
 
         Raises:
             TypeError: As for :func:`normclip.grad_stats`.

@@ -18,7 +18,7 @@ Figures: TypeAlias = "dict[str, float]"
 class Sink(Protocol):
     """What a monitor calls for every logged step: a function of the figures, and of the number of the step as the keyword ``step``.
 
-    So are ``log_metrics`` of Lightning's loggers and ``wandb.log`` called. The dictionary is the sink's own.
+    ``log_metrics`` of Lightning's loggers and ``wandb.log`` are called in the same way. The sink may keep or change the dictionary.
 
     Example:
         >>> import torch

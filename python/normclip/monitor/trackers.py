@@ -23,7 +23,7 @@ class wandb_run:  # noqa: N801 (called as a function)
     """A sink that logs to a run of Weights & Biases.
 
     A figure is named as ``gradients/norm/all`` or ``gradients/norm/<layer>``. W&B draws these over ``gradients/step``, the monitor's step.
-    The row is that of the same step, or the present one if the run is further, so that W&B accepts it whatever else logs there.
+    They are logged at that step of the run, or at the run's current step if that is later, as W&B refuses figures of earlier steps.
 
     Args:
         run: What ``wandb.init`` returns.

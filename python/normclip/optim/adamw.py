@@ -33,17 +33,17 @@ class ClippedAdamW(ClippedOptimizer):
     than the rule belong to each group. With a rule of ``inf`` it is AdamW.
 
     For CPU tensors, a step is computed in float32 (in float64 for float64) and rounded once when it is stored. Parameters get the same bits
-    for any number of threads and any instruction set. On CUDA, one launch takes the same step, and counts it there. Elsewhere torch's
-    operations compute it and round after every operation. A step waits for a device only for what the host decides: new states within a
-    ``GradScaler``, rules that follow training, a learning rate on the device, and, without Triton, limits and whether to skip a step. A
-    norm of NaN makes all parameters NaN; ``last_norm`` shows it.
+    for any number of threads and any instruction set. On CUDA, one launch takes the same step, and counts it on the device. Elsewhere
+    torch's operations compute it and round after every operation. A step waits for a device only for what the host decides: new states
+    within a ``GradScaler``, rules that follow training, a learning rate on the device, the norm of DTensors and limits on their update,
+    and, without Triton, limits and whether to skip a step. A norm of NaN makes all parameters NaN; ``last_norm`` shows it.
 
     States are saved and loaded with the ``state_dict``, in the format of :class:`torch.optim.AdamW`, so each of the two optimizers can load
     the checkpoints of the other. The settings ``foreach``, ``fused`` and ``capturable`` are kept there without effect. The rule, the limits
     and ``state_dtype`` are not part of the ``state_dict``: they are attributes, which may be replaced between steps.
 
-    With :class:`torch.amp.GradScaler`, pass the optimizer to ``scaler.step`` without ``scaler.unscale_``: the norm is of the unscaled
-    gradients, and the step unscales them. A gradient that is not finite skips the step.
+    With :class:`torch.amp.GradScaler`, pass the optimizer to ``scaler.step`` without calling ``scaler.unscale_``: the norm is that of the
+    unscaled gradients, and the step unscales them. A gradient that is not finite skips the step.
 
     Args:
         params: Parameters, named parameters or parameter groups, as for any torch optimizer. Those without a gradient are passed over.
@@ -52,7 +52,8 @@ class ClippedAdamW(ClippedOptimizer):
         eps: ε ≥ 0, in the unit of the clipped gradient.
         weight_decay: The factor λ ≥ 0 of the parameters. This term is not clipped.
         amsgrad: Use the largest v so far in place of v.
-        rule: One of :mod:`normclip.rules`; a number means :class:`normclip.rules.Hard`.
+        rule: One of :mod:`normclip.rules`, or a threshold that is a rule, such as :class:`normclip.thresholds.AutoClip`; a number means
+            :class:`normclip.rules.Hard`.
         maximize: Maximize the objective instead of minimizing it.
         state_dtype: The element type of new and loaded states of parameters of 16-bit types: ``torch.float32``, or None for that of the
             parameter, as torch keeps them.

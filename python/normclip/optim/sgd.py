@@ -34,9 +34,9 @@ class ClippedSGD(ClippedOptimizer):
     For CPU tensors, a step is computed in float64 (in float32 for 16-bit elements) and rounded once when it is stored. Parameters get the
     same bits for any number of threads and any instruction set. On CUDA, one launch takes it, in float32 for float32. Elsewhere torch's
     operations compute it and round after every operation. A step waits for a device only for what the host decides: new buffers within a
-    ``GradScaler``, rules that follow training, a learning rate on the device, and, without Triton, limits and whether to skip a step. A
-    norm of NaN makes all parameters NaN. An infinite norm makes parameters NaN where the gradient is not finite; elsewhere only momentum
-    and weight decay change them. ``last_norm`` shows the norm.
+    ``GradScaler``, rules that follow training, a learning rate on the device, the norm of DTensors and limits on their update, and, without
+    Triton, limits and whether to skip a step. A norm of NaN makes all parameters NaN. An infinite norm makes parameters NaN where the
+    gradient is not finite; elsewhere only momentum and weight decay change them. ``last_norm`` shows the norm.
 
     Momentum buffers are saved and loaded with the ``state_dict``, in the format of :class:`torch.optim.SGD`, so each of the two optimizers
     can load the checkpoints of the other. The settings ``foreach`` and ``fused`` are kept there without effect. The rule is not part of the
@@ -45,7 +45,8 @@ class ClippedSGD(ClippedOptimizer):
     Args:
         params: Parameters, named parameters or parameter groups, as for any torch optimizer. Those without a gradient are passed over.
         lr: The learning rate η ≥ 0, in the unit of parameters per unit of clipped gradient. A tensor is read at each step.
-        rule: One of :mod:`normclip.rules`; a number means :class:`normclip.rules.Hard`.
+        rule: One of :mod:`normclip.rules`, or a threshold that is a rule, such as :class:`normclip.thresholds.AutoClip`; a number means
+            :class:`normclip.rules.Hard`.
         momentum: The factor μ ≥ 0 of the momentum buffer v. With 0 there is no buffer.
         nesterov: Use Nesterov's momentum, the direction d + μv. Needs momentum, and a dampening of 0.
         weight_decay: The factor λ ≥ 0 of the parameters in d. This term is not clipped.

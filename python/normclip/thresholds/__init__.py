@@ -1,9 +1,9 @@
 r"""Thresholds that follow training: limits that depend on the norms of earlier steps, or on the weights.
 
 :class:`AutoClip`, :class:`ZClip` and :class:`AdaGN` are rules of the norm of all gradients. Every function that takes one of
-:mod:`normclip.rules` takes them, and :class:`normclip.rules.Least` puts several, or a fixed limit, beside each other. Each call with such a
+:mod:`normclip.rules` takes them, and :class:`normclip.rules.Least` combines several, or one and a fixed limit. Each call with such a
 rule records its norm as that of a training step, so use one rule object for one series of norms. :class:`AdaGC`, :class:`AGC` and
-:class:`AdaClip` clip each tensor, each unit of a layer, or elements, and have a ``clip_`` method of their own.
+:class:`AdaClip` are no rules: they clip each tensor, each unit of a layer, or elements, by a ``clip_`` method of their own.
 
 All have ``state_dict()`` and ``load_state_dict()``, of plain numbers, lists and dicts, and continue with the same bits after a restart. A
 norm of NaN makes the gradients NaN and an infinite norm makes finite elements 0, as in all of normclip, unless there is no limit yet;

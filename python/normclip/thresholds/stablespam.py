@@ -115,7 +115,7 @@ class AdaClip(Policy):
         λ = Tₜ / (1 − θᵗ)
         gᵢ ← gᵢ · λ/M  where |gᵢ| > λ
 
-    so that the largest element becomes λ. (Elements between are not clamped to it but end below.) All maxima come from one read; only
+    so that the largest element becomes λ. (The others above λ are not clamped to it, but end below it.) All maxima come from one read; only
     tensors with elements above are written, by torch's operations. A tensor with NaN or infinite elements is left as it is, and is not
     recorded. The authors' optimizer also restarts t, though not T, whenever it resets Adam's momentum.
 
@@ -159,7 +159,7 @@ class AdaClip(Policy):
             The statistics of the gradients before clipping, with those of each tensor.
 
         Raises:
-            TypeError: As for :func:`normclip.clip_grad_norm_`, or a gradient is complex, sparse, or a DTensor whose values are unknown.
+            TypeError: As for :func:`normclip.clip_grad_norm_`, or a gradient is complex, sparse, or a DTensor with a Partial placement.
             ValueError: A gradient cannot be written, or two parameters have one name. Nothing has changed.
         """
         pairs = named(parameters)
