@@ -1,8 +1,8 @@
 """FSDP2 with parameters in CPU memory, on two processes: `python examples/fsdp2_cpu_offload.py [--quick]`.
 
 `CPUOffloadPolicy` keeps shards, gradients and optimizer states in CPU memory, where ClippedAdamW clips by the norm of the whole model and
-steps. Here all of it is on the CPU, over gloo. With GPUs, replace the mesh by one of type "cuda", the group by "cpu:gloo,cuda:nccl", and
-start the script with torchrun.
+steps. Here all of it is on the CPU, over gloo. With GPUs, which this has not been run with yet, make a mesh of type "cuda" and the process
+group "cpu:gloo,cuda:nccl", leave out `pin_memory`, and give each rank its own device, on which its batches are.
 """
 
 import argparse

@@ -59,10 +59,12 @@ def main() -> None:
     model = GPT2LMHeadModel(GPT2Config(vocab_size=256, n_positions=CONTEXT, n_embd=width, n_layer=layers, n_head=4))
     train(model, windows(text[:half]), steps, clipped=True)
 
+    contenders = {"max_grad_norm=1, AdamW (fused)": False, "ClippedAdamW": True}
+    # The Trainer prints, too, so that the table comes last.
+    results = {name: train(copy.deepcopy(model), windows(text[half:]), steps, clipped=clipped) for name, clipped in contenders.items()}
     sys.stdout.write(f"{model.num_parameters():,} parameters, {steps} steps\n")
     sys.stdout.write(f"{'':32}{'loss':>8}{'time':>10}\n")
-    for name, clipped in (("max_grad_norm=1, AdamW (fused)", False), ("ClippedAdamW", True)):
-        loss, seconds = train(copy.deepcopy(model), windows(text[half:]), steps, clipped=clipped)
+    for name, (loss, seconds) in results.items():
         sys.stdout.write(f"{name:32}{loss:8.4f}{seconds:8.2f} s\n")
 
 
