@@ -347,12 +347,13 @@ def test_amsgrad_may_be_switched_on() -> None:
         assert torch.equal(state["max_exp_avg_sq"], state["exp_avg_sq"])
 
 
-def test_steps_that_are_numbers() -> None:
+@pytest.mark.parametrize("steps", [3, 3.0, torch.tensor(3), torch.tensor(3.0, dtype=torch.bfloat16)])
+def test_steps_that_are_other_numbers(steps: Any) -> None:
     ours, other = (ClippedAdamW(parameters_of(torch.float32), rule=1.0) for _ in range(2))
     run(ours, range(3))
     state = copy.deepcopy(ours.state_dict())
     for each in state["state"].values():
-        each["step"] = 3
+        each["step"] = steps
     handed_over(ours, other, lambda _: state)
     for each in (ours, other):
         run(each, range(3, 4))
@@ -362,7 +363,7 @@ def test_steps_that_are_numbers() -> None:
 def test_states_of_other_optimizers_are_refused() -> None:
     for theirs, message in (
         (torch.optim.SGD(parameters_of(torch.float32), 0.1, momentum=0.9), "there is no betas"),
-        (torch.optim.Adam(parameters_of(torch.float32)), "decoupled_weight_decay is False"),
+        (torch.optim.Adam(parameters_of(torch.float32)), "If its weight_decay is 0, set decoupled_weight_decay to True"),
         (torch.optim.NAdam(parameters_of(torch.float32)), "decoupled_weight_decay is False|has "),
     ):
         run(theirs, range(1))
@@ -372,6 +373,17 @@ def test_states_of_other_optimizers_are_refused() -> None:
         with pytest.raises(ValueError, match=message):
             ours.load_state_dict(theirs.state_dict())
         assert bits(ours) == before
+
+
+def test_a_state_without_its_number_of_steps_changes_nothing() -> None:
+    optimizer = ClippedAdamW(parameters_of(torch.float32), rule=1.0)
+    run(optimizer, range(2))
+    before, state = bits(optimizer), copy.deepcopy(optimizer.state_dict())
+    state["state"][0]["exp_avg"].zero_()
+    state["state"][1]["step"] = None
+    with pytest.raises(ValueError, match="the step of a parameter"):
+        optimizer.load_state_dict(state)
+    assert bits(optimizer) == before
 
 
 @pytest.mark.parametrize("steps", [torch.tensor(-1.0), torch.tensor(math.nan), torch.tensor(1.5), torch.tensor([1.0, 2.0])])

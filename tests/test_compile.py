@@ -1,4 +1,4 @@
-"""`clip_grad_norm_` inside functions that `torch.compile` compiles without a break in the graph."""
+"""Inside functions that `torch.compile` compiles: `clip_grad_norm_` without a break in the graph, steps of optimizers with one."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import normclip
+from normclip.optim import ClippedAdamW, ClippedSGD
 from normclip.rules import Soft
 
 
@@ -103,3 +104,19 @@ def test_rules_break_the_graph() -> None:
     assert torch.equal(parameters[0].grad, expected[0].grad)
     with pytest.raises(torch._dynamo.exc.Unsupported):
         compiled(clip)(parameters)
+
+
+@pytest.mark.parametrize("make", [lambda listed: ClippedAdamW(listed, rule=1.0), lambda listed: ClippedSGD(listed, 0.1, 1.0, 0.9)])
+def test_steps_of_optimizers_break_the_graph_once(make: Any) -> None:
+    """What they do is not compiled, whatever the settings become."""
+    optimizers = [make(made()) for _ in range(2)]
+    steps = [torch.compile(optimizers[0].step, backend="eager"), optimizers[1].step]
+    torch._dynamo.utils.counters.clear()
+    for number in range(10):
+        for optimizer, step in zip(optimizers, steps, strict=True):
+            optimizer.param_groups[0]["lr"] = 0.1 / (1 + number)
+            step()
+    assert sum(torch._dynamo.utils.counters["graph_break"].values()) == 1
+    assert torch._dynamo.utils.counters["stats"]["calls_captured"] == 0
+    for ours, expected in zip(*(optimizer.param_groups[0]["params"] for optimizer in optimizers), strict=True):
+        assert torch.equal(ours, expected)

@@ -1,13 +1,16 @@
-"""What is around an optimizer's step: hooks, the profiler's label, and memory."""
+"""What is around an optimizer's step: hooks, the profiler's label, copies, memory, and what torch lets users do with its own."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from normclip.optim import ClippedAdamW, ClippedSGD
+from normclip.rules import Hard
 from support.optim import bits, by_dtype, parameters_of, run
 from support.processes import output_of
 
@@ -61,6 +64,85 @@ def test_the_profiler_names_the_step(make: Any) -> None:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         optimizer.step()
     assert f"Optimizer.step#{type(optimizer).__name__}.step" in [event.key for event in profiler.key_averages()]
+
+
+def by_names(optimizer: torch.optim.Optimizer, given: dict[str, Any]) -> dict[str, Any]:
+    """The state with its parameters in the order of the optimizer's, as torch's documentation has it."""
+    saved = {name: index for group in given["param_groups"] for name, index in zip(group["param_names"], group["params"], strict=True)}
+    names = [name for group in optimizer.param_groups for name in group["param_names"]]
+    groups = [{**group, "param_names": names} for group in given["param_groups"]]
+    return {**given, "param_groups": groups, "state": {index: given["state"][saved[name]] for index, name in enumerate(names)}}
+
+
+@pytest.mark.parametrize("state_dtype", [None, torch.float32])
+def test_hooks_may_exchange_a_state_and_see_what_is_loaded(state_dtype: torch.dtype | None) -> None:
+    def make(names: str) -> tuple[dict[str, nn.Parameter], ClippedAdamW]:
+        named = {name: nn.Parameter(torch.ones(2, dtype=torch.bfloat16)) for name in names}
+        return named, ClippedAdamW(named.items(), rule=1.0, state_dtype=state_dtype)
+
+    (saved, through), (loaded, resumed) = make("xy"), make("yx")
+    for size, parameter in enumerate(saved.values(), start=1):
+        parameter.grad = torch.full_like(parameter, size)
+    through.step()
+    seen = []
+    resumed.register_load_state_dict_pre_hook(by_names)
+    resumed.register_load_state_dict_post_hook(lambda optimizer: seen.extend(state["exp_avg"] for state in optimizer.state.values()))
+    resumed.load_state_dict(through.state_dict())
+    for name in "xy":
+        assert torch.equal(resumed.state[loaded[name]]["exp_avg"], through.state[saved[name]]["exp_avg"])
+    assert [state.dtype for state in seen] == [state_dtype or torch.bfloat16] * 2
+    resumed.load_state_dict(resumed.state_dict())  # its hooks are still those two, once each
+    assert len(seen) == 4
+
+
+@by_maker
+def test_copies_have_the_same_attributes(make: Any) -> None:
+    optimizer = make(parameters_of(torch.float32))
+    for step in range(2):
+        ours, copied = ({name for name in vars(each) if not name.startswith("_")} for each in (optimizer, copy.deepcopy(optimizer)))
+        assert ours == copied
+        run(optimizer, range(step, step + 1))
+
+
+@by_maker
+def test_lazy_modules(make: Any) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.LazyLinear(2))
+    optimizer = make(model.parameters())
+    optimizer.step()
+    model(torch.ones(1, 3)).sum().backward()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    optimizer.step()
+    assert not any(torch.equal(parameter, old) for parameter, old in zip(model.parameters(), before, strict=True))
+
+
+@by_maker
+def test_what_is_no_parameter_group(make: Any) -> None:
+    with pytest.raises(TypeError, match="param_group must be a dict"):
+        make([{"params": parameters_of(torch.float32)}, torch.zeros(1)])
+
+
+@by_maker
+def test_a_number_may_replace_the_rule(make: Any) -> None:
+    numbered, ruled = make(parameters_of(torch.float32)), make(parameters_of(torch.float32))
+    numbered.rule, ruled.rule = 0.5, Hard(0.5)
+    for optimizer in (numbered, ruled):
+        run(optimizer, range(2))
+    assert bits(numbered) == bits(ruled)
+    numbered.rule = -0.5
+    with pytest.raises(ValueError, match=r"rule is -0\.5"):
+        numbered.step()
+    assert bits(numbered) == bits(ruled)
+
+
+@by_maker
+def test_the_default_device_is_for_other_tensors(make: Any) -> None:
+    elsewhere, here = make(parameters_of(torch.float32)), make(parameters_of(torch.float32))
+    run(here, range(1))
+    for parameter, other in zip(*(optimizer.param_groups[0]["params"] for optimizer in (elsewhere, here)), strict=True):
+        parameter.grad = other.grad
+    with torch.device("meta"):
+        elsewhere.step()
+    assert bits(elsewhere) == bits(here)
 
 
 @by_maker

@@ -144,6 +144,32 @@ def test_limited_steps_with_closures_and_without_gradients() -> None:
     assert torch.equal(second, before)
 
 
+def test_a_parameter_that_is_listed_twice_is_shortened_once() -> None:
+    parameter = nn.Parameter(torch.zeros(2))
+    with pytest.warns(UserWarning, match="duplicate parameters"):
+        optimizer = limited(torch.optim.SGD([parameter, parameter], 1.0), descent_limit=25.0)
+    parameter.grad = torch.tensor([3.0, 4.0])
+    optimizer.step()  # torch takes its step twice
+    assert optimizer.last_descent == pytest.approx(50.0)
+    torch.testing.assert_close(parameter.detach(), torch.tensor([-3.0, -4.0]))
+
+
+def test_sparse_gradients_are_limited_as_dense_ones() -> None:
+    models = [nn.Embedding.from_pretrained(torch.ones(5, 3), freeze=False, sparse=sparse) for sparse in (True, False)]
+    optimizers = [limited(torch.optim.SGD(model.parameters(), 1.0), descent_limit=1.0) for model in models]
+    for model, optimizer in zip(models, optimizers, strict=True):
+        model(torch.tensor([1, 2, 1])).sum().backward()
+        optimizer.step()
+    assert optimizers[0].last_descent == optimizers[1].last_descent == pytest.approx(15.0)
+    torch.testing.assert_close(models[0].weight, models[1].weight)
+
+
+def test_nothing_to_limit() -> None:
+    optimizer = limited(torch.optim.SGD(parameters_of(torch.float32), 0.1), descent_limit=1.0)
+    optimizer.step()
+    assert repr(optimizer.last_descent) == "0.0"
+
+
 def test_what_cannot_be_limited() -> None:
     with pytest.raises(TypeError, match="LBFGS"):
         limited(torch.optim.LBFGS(parameters_of(torch.float32)), descent_limit=1.0)

@@ -161,7 +161,10 @@ class ClippedAdamW(ClippedOptimizer):
         if check_flag("differentiable", group.get("differentiable", False)):
             raise ValueError("differentiable is True: use torch.optim.AdamW to differentiate through a step")
         if not check_flag("decoupled_weight_decay", group.get("decoupled_weight_decay", True)):
-            raise ValueError("decoupled_weight_decay is False: this is the state of torch.optim.Adam, whose weight decay is another")
+            raise ValueError(
+                "decoupled_weight_decay is False: this is the state of torch.optim.Adam, whose weight decay is another. "
+                "If its weight_decay is 0, set decoupled_weight_decay to True in its param_groups"
+            )
         return AdamWSettings(lr, first, second, eps, weight_decay, amsgrad, maximize)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -178,26 +181,37 @@ class ClippedAdamW(ClippedOptimizer):
         Raises:
             ValueError: It is not of such an optimizer and model. Nothing has changed.
         """
-        super().load_state_dict(state_dict)
         if self.state_dtype is None:
+            super().load_state_dict(state_dict)
             return
-        # The base class has rounded all states to the parameters' type.
-        saved = [index for group in state_dict["param_groups"] for index in group["params"]]
+        loaded: dict[str, Any] = {}
+        # What is loaded is what hooks have made of the argument, and other hooks look at what has been loaded.
+        before = self.register_load_state_dict_pre_hook(lambda _, given: loaded.update(given))
+        after = self.register_load_state_dict_post_hook(lambda _: self._widen(loaded), prepend=True)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            before.remove()
+            after.remove()
+
+    def _widen(self, loaded: dict[str, Any]) -> None:
+        """Take states of 16-bit parameters from what was loaded: the base class has rounded them to the parameters' type."""
+        saved = [index for group in loaded["param_groups"] for index in group["params"]]
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         for index, parameter in zip(saved, parameters, strict=True):
-            for name, value in state_dict["state"].get(index, {}).items():
+            for name, value in loaded["state"].get(index, {}).items():
                 if name != "step" and parameter.dtype.itemsize == 2:
                     self.state[parameter][name] = value.to(device=parameter.device, dtype=self.state_dtype)
 
     def _make_state(self, parameter: Tensor, name: str) -> Tensor:
         if name == "step":
-            return torch.zeros((), dtype=_counting())
+            return torch.zeros((), dtype=_counting(), device="cpu")  # whatever the default device is
         dtype = self.state_dtype if parameter.dtype.itemsize == 2 else None
         return torch.zeros_like(parameter, dtype=dtype, memory_format=torch.preserve_format)
 
 
 def _counting(steps: Any = None) -> torch.dtype:
-    """The element type of a number of steps, which torch chooses so for a new one."""
-    if isinstance(steps, Tensor):
+    """The element type of a number of steps, which torch chooses so for a new one. Narrower types could not count far."""
+    if isinstance(steps, Tensor) and steps.dtype in (torch.float32, torch.float64):
         return steps.dtype
     return torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32

@@ -7,7 +7,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from operator import is_, itemgetter, truediv
-from typing import Any, ClassVar, ParamSpec, TypeAlias, TypeVar, overload
+from typing import Any, ClassVar, ParamSpec, TypeAlias, TypeVar, cast, overload
 
 import torch
 from torch import Tensor
@@ -94,13 +94,17 @@ class ClippedOptimizer(torch.optim.Optimizer):
         """As torch has it: the step with hooks, and with a label for the profiler.
 
         A label takes longer than the step of a small model, and is seen only where a profiler runs. So without one, and without hooks, it
-        is left out.
+        is left out. In a function that :func:`torch.compile` compiles, the step is not traced into: one break of the graph, not several.
         """
         labelled = torch.optim.Optimizer.profile_hook_step(func)
 
         @functools.wraps(func)
         def step(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
             optimizer: Any = args[0]
+            if torch.compiler.is_dynamo_compiling():
+                from normclip import _compiled
+
+                return cast("_Result", _compiled.outside(step, *args, **kwargs))
             if (
                 _profiler_enabled()
                 or _global_optimizer_pre_hooks
@@ -119,9 +123,12 @@ class ClippedOptimizer(torch.optim.Optimizer):
         Raises:
             TypeError, ValueError: As for the class. Nothing is added.
         """
-        self._settings({**self.defaults, **param_group})
+        if isinstance(param_group, dict):  # torch refuses others
+            self._settings({**self.defaults, **param_group})
         super().add_param_group(param_group)
         for index, parameter in enumerate(self.param_groups[-1]["params"]):
+            if isinstance(parameter, torch.nn.UninitializedParameter):
+                continue  # of a lazy module that has not run yet: steps check what becomes of it
             if parameter.is_complex() or parameter.is_neg():
                 del self.param_groups[-1]
                 kind = f"complex ({parameter.dtype})" if parameter.is_complex() else "a lazily negated view"
@@ -139,7 +146,8 @@ class ClippedOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """The state to pickle or copy: that of torch's base class, and the attributes of this one."""
-        return {**super().__getstate__(), **{name: getattr(self, name) for name in (*self._kept, "last_update_rms")}}
+        own = vars(self)
+        return {**super().__getstate__(), **{name: own[name] for name in (*self._kept, "last_update_rms") if name in own}}
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -207,7 +215,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
             coefficient = hard_coefficient(self.rule.max_norm, norm)
             self._move(step, coefficient, scale, settings, limits)
         else:
-            with torch.no_grad(), self.rule.applying(norm) as coefficient:
+            with torch.no_grad(), as_rule("rule", self.rule).applying(norm) as coefficient:  # a number may have been assigned
                 step.check_unchanged()  # the code of a user's rule has run since the tensors were checked
                 self._move(step, coefficient, scale, settings, limits)
         return coefficient
@@ -275,7 +283,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
             shape = () if name == "step" else parameter.shape
             if name == "step" and isinstance(tensor, (int, float)):
                 continue
-            if tensor is not None and getattr(tensor, "shape", None) != shape:
+            if (tensor is not None or name == "step") and getattr(tensor, "shape", None) != shape:
                 raise ValueError(
                     f"the {name} of a parameter of shape {tuple(parameter.shape)} has another shape: "
                     "load the state of this model. Nothing has changed"

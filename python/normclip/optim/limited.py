@@ -55,7 +55,7 @@ def limited(optimizer: AnyOptimizer, *, descent_limit: float) -> AnyOptimizer:
         raise TypeError(f"optimizer is a {type(optimizer).__name__}: pass an optimizer of torch")
     if isinstance(optimizer, torch.optim.LBFGS):
         raise TypeError("optimizer is LBFGS, which takes several steps at a time: use one whose step is its learning rate times a vector")
-    before: list[list[Tensor]] = []
+    before: list[dict[Tensor, Tensor]] = []
 
     def copy(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if getattr(optimizer, "grad_scale", None) is not None:
@@ -63,22 +63,23 @@ def limited(optimizer: AnyOptimizer, *, descent_limit: float) -> AnyOptimizer:
         groups = optimizer.param_groups
         if any(hasattr(parameter, "to_local") for group in groups for parameter in group["params"]):
             raise ValueError("a parameter is a DTensor, whose other parts are on other ranks: use ClippedSGD or ClippedAdamW")
-        before[:] = [[parameter.detach().clone() for parameter in group["params"]] for group in groups]
+        # By parameter, so that one which is listed twice is shortened once.
+        before[:] = [{parameter: parameter.detach().clone() for parameter in group["params"]} for group in groups]
 
     @torch.no_grad()
     def shorten(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         moved = []  # parameters that have moved, where they were, and u·g of their group
         for group, olds in zip(optimizer.param_groups, before, strict=True):
             lr = float(group["lr"])
-            pairs = [(new, old) for new, old in zip(group["params"], olds, strict=True) if new.grad is not None]
-            if lr != 0.0 and pairs:
-                along = float(dot([old - new for new, old in pairs], [new.grad for new, _ in pairs]))
-                moved.append((pairs, (-along if group.get("maximize") else along) / lr))
+            steps = [(new, old, new.grad) for new, old in olds.items() if new.grad is not None]
+            if lr != 0.0 and steps:
+                along = float(dot([old - new for new, old, _ in steps], [gradient.to_dense() for *_, gradient in steps]))
+                moved.append((steps, (-along if group.get("maximize") else along) / lr))
         before.clear()
-        descent = sum(along for _, along in moved)
+        descent = sum((along for _, along in moved), 0.0)
         if descent > descent_limit:
-            for pairs, _ in moved:
-                for new, old in pairs:
+            for steps, _ in moved:
+                for new, old, _ in steps:
                     new.copy_(old.lerp(new, descent_limit / descent))
         vars(optimizer)["last_descent"] = descent
 
