@@ -5,8 +5,7 @@ A scenario checks its rank, and returns what has to be the same on all ranks, to
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,11 +21,12 @@ from normclip._backends import dtensors, ranks
 from normclip._backends.choose import serving
 from normclip._backends.cuda import Tuning
 from normclip._backends.protocol import USUAL, Served
-from normclip._backends.shards import Shards
 from normclip._backends.tables import Chunking
 from normclip.optim import ClippedSGD
 from normclip.rules import Soft
 from normclip.thresholds import AutoClip
+from support import device_stepping
+from support.device_stepping import no_waiting
 from support.ranks import be_a_rank
 from support.sharded import close, counted_collectives, full, grads_of, mesh_of, model_of, raised_by
 
@@ -34,27 +34,13 @@ ORDERS = (2.0, 1.0, math.inf)
 LIMIT = 0.5
 
 
-@contextmanager
-def no_waiting() -> Iterator[None]:
-    """Fails where the host merges rows, or waits for one that was merged on the device."""
-
-    def wait(*_: object, **__: object) -> None:
-        raise AssertionError("this waits")
-
-    before = Shards._agreed, Shards.settle
-    Shards._agreed = Shards.settle = wait
-    try:
-        yield
-    finally:
-        Shards._agreed, Shards.settle = before
-
-
 def check_clipping(whole: nn.Module, sharded: nn.Module) -> list[Any]:
     """Norms and clipping of a sharded model against the whole one, of which nothing waits."""
     before, grads = grads_of(sharded), [parameter.grad for parameter in sharded.parameters()]
     with no_waiting():
         norms = [normclip.get_total_norm(grads, order) for order in ORDERS]
-        assert normclip.clip_grad_norm_(sharded.parameters(), LIMIT) == norms[0]
+        clipped = normclip.clip_grad_norm_(sharded.parameters(), LIMIT)
+    assert clipped == norms[0]
     for norm, order in zip(norms, ORDERS, strict=True):
         assert (norm.dtype, norm.shape) == (torch.float64, ())
         close(norm, exact_norm(before, order), 1e-15)
@@ -151,7 +137,8 @@ def within_the_limit(rank: int, size: int) -> Any:
     before = grads_of(sharded)
     with no_waiting():
         norms = [normclip.clip_grad_norm_(sharded.parameters(), limit) for limit in (math.inf, 1e9)]
-        assert all(map(torch.equal, grads_of(sharded), before))
+    assert all(map(torch.equal, grads_of(sharded), before))
+    with no_waiting():
         normclip.clip_grads_with_norm_(sharded.parameters(), LIMIT, norms[0])
     close(exact_norm(grads_of(sharded)), LIMIT, 1e-5)
     return [norm.item() for norm in norms]
@@ -166,13 +153,14 @@ def one_collective(rank: int, size: int) -> Any:
         normclip.clip_grad_norm_(parameters, 1.0)
         normclip.get_total_norm([parameter.grad for parameter in parameters], 1.0)
         normclip.total_norm([parameter.grad for parameter in parameters], math.inf)
-    assert calls == [128] * 3
+        ClippedSGD(parameters, 0.1, 1.0).step()
+    assert calls == [128] * 4
     with counted_collectives() as calls:
         normclip.clip_grad_norm_(parameters, 1.0, error_if_nonfinite=True)
         normclip.clip_grad_norm_(parameters, rule=Soft(1.0))
         normclip.clip_grad_norm_(parameters, rule=AutoClip())
         normclip.get_total_norm([parameter.grad for parameter in parameters], 3.0)
-        ClippedSGD(parameters, 0.1, 1.0).step()
+        ClippedSGD(parameters, 0.1, AutoClip()).step()
         normclip.clip_grads_(parameters, 1.0)
     assert calls == [128] * 6
     return None
@@ -200,7 +188,8 @@ def nothing_to_clip(rank: int, size: int) -> Any:
     assert normclip.clip_grad_norm_(parameters, 1.0).item() == 0.0
     parameters[0].grad = DTensor.from_local(torch.zeros(0), mesh, [Shard(0)])
     with no_waiting():
-        assert normclip.clip_grad_norm_(parameters, 1.0).item() == 0.0
+        norm = normclip.clip_grad_norm_(parameters, 1.0)
+    assert norm.item() == 0.0
     clips = AutoClip()
     normclip.clip_grad_norm_(parameters, rule=clips)
     return clips.state_dict()
@@ -315,6 +304,7 @@ SCENARIOS = [
     nonfinite_on_one_rank,
     errors_where_the_host_waits,
     errors_where_nothing_waits,
+    *device_stepping.SCENARIOS,
 ]
 
 if __name__ == "__main__":

@@ -65,6 +65,11 @@ DEVICE_NAMES = (
     "nonfinite_on_one_rank",
     "errors_where_the_host_waits",
     "errors_where_nothing_waits",
+    "steps_of_shards",
+    "scaled_steps",
+    "steps_take_one_collective",
+    "steps_that_fail_where_the_host_waits",
+    "steps_that_fail_where_nothing_waits",
 )
 
 

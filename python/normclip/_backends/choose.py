@@ -38,7 +38,9 @@ def serving(served: Served) -> Iterator[None]:
         _served = previous
 
 
-def optimizer_step(stepper: Stepper, groups: list[dict[str, Any]], states: dict[Any, Any], counts: list[int], make: Any) -> Step:
+def optimizer_step(
+    stepper: Stepper, groups: list[dict[str, Any]], states: dict[Any, Any], counts: list[int], make: Any, *, limited: bool
+) -> Step:
     """One optimizer step of those parameters of these groups that have a gradient, checked and not yet taken.
 
     Args:
@@ -47,6 +49,7 @@ def optimizer_step(stepper: Stepper, groups: list[dict[str, Any]], states: dict[
         states: What the optimizer keeps, by parameter. It is not changed.
         counts: How many tensors it keeps for each parameter of a group.
         make: Returns a new tensor to keep for a parameter, by the parameter and the name.
+        limited: Whether the step will be taken within limits.
 
     Raises:
         TypeError, ValueError: One of the tensors cannot be read or written; the message names it.
@@ -71,15 +74,17 @@ def optimizer_step(stepper: Stepper, groups: list[dict[str, Any]], states: dict[
         return DeviceStep(stepper, members, fresh, _served)
 
     def local_step(members: list[Any]) -> PacedStep:
-        try:
-            return stepper.take_members(members)
-        except NotOnCPU:
-            return on_devices(members, [])
+        if _served is USUAL:
+            try:
+                return stepper.take_members(members)
+            except NotOnCPU:
+                pass
+        return on_devices(members, [])
 
     if _has_shards(_parameters(groups), grads=False):
         from normclip._backends.shard_steps import ShardStep
 
-        return ShardStep(stepper, groups, states, counts, make, local_step, _served)
+        return ShardStep(stepper, groups, states, counts, make, local_step, _served, limited=limited)
     return on_devices(*stepper.members(groups, states, counts, make))
 
 

@@ -2,14 +2,13 @@
 
 They are the rows of :mod:`normclip._backends.ranks`, and merge to the same bits. So each rank chooses by itself whether its host or its
 device merges them. Where the device does, the host does not know yet whether another rank has failed: the norm is then −inf, by which
-clipping changes nothing, and the kernel writes the number of that rank where later calls look.
+nothing is changed, and the kernel writes the number of that rank where later calls look.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,18 +22,6 @@ from normclip._backends.triton import measure
 from normclip._backends.triton import ranks as kernels
 
 _WHAT = {1.0: measure.ABSOLUTES.value, 2.0: measure.SQUARES.value, math.inf: measure.LARGEST.value}
-
-
-@dataclass(frozen=True)
-class SharedNorm(Norm):
-    """A norm of several ranks, which is −inf if one of them has failed. ``float(norm)`` raises then."""
-
-    settle: Callable[[], None]
-    """Waits for the norm, and raises the error of another rank."""
-
-    def __float__(self) -> float:
-        self.settle()
-        return float(self.exact)
 
 
 class Merged(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
@@ -35,8 +35,12 @@ class Norm:
     """0-dim, in float64 where the device has it: to compute coefficients from."""
     rounded: torch.Tensor
     """0-dim, in the dtype that users get."""
+    settle: Callable[[], None] | None = None
+    """Of a norm of several ranks, which is −inf if one of them has failed: waits for it, and raises the error of another rank."""
 
     def __float__(self) -> float:
+        if self.settle is not None:
+            self.settle()
         return float(self.exact)
 
 

@@ -1,7 +1,8 @@
 """Optimizer steps of parameters of which other ranks hold parts: each rank moves its own shards, by the norm of the whole model.
 
 The norm is one collective for all tensors of a mesh, and so is what limits on the update need of each parameter. An error of one rank is
-raised on all of them, by these collectives, before anything is written.
+raised on all of them, by these collectives, before anything is written. Where the norm stays on the device, as :mod:`.shards` tells, the
+others find out later. Their devices find out in time: the norm is −inf, and the caller has the step skipped where it is.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ _HAS_GRADIENT = 3
 class ShardStep:
     """A :class:`~normclip._backends.protocol.Step` of this rank's shards. All ranks must call ``norm``, which is a collective."""
 
+    skip_unless: Callable[[Tensor], None]
+    """As for steps on devices. Not there with limits, for which hosts wait for each other, so that all have to know of a skipped step."""
+
     def __init__(
         self,
         stepper: Stepper,
@@ -41,12 +45,17 @@ class ShardStep:
         make: Any,
         local_step: Callable[[list[Any]], PacedStep],
         served: Served,
+        *,
+        limited: bool,
     ) -> None:
         self.fresh: list[tuple[Tensor, str, Tensor]] = []
         self._wrappers: dict[int, Tensor] = {}  # by the identity of its local tensor
         self._error: Exception | None = None
         self._parameters = [parameter for group in groups for parameter in group["params"]]
         self._indices: list[int] = []  # of the members among all parameters
+        self._limited = limited
+        if not limited:
+            self.skip_unless = self._skip_unless
         self._awaited = True  # whether other ranks may wait for this one in `step_within`
         with torch.no_grad():
             # Before anything that may fail on one rank alone: reducing is a collective.
@@ -72,17 +81,25 @@ class ShardStep:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no rank has elements with a gradient: False until the norm is known, for which this waits."""
+        """Whether no rank has elements with a gradient. Waits for the norm, and raises an error of another rank."""
         return self._gradients.is_empty
 
     def norm(self) -> AnyNorm:
         if self._error is not None:
             self._gradients.fail(self._error)
+        if not self._limited:
+            return self._gradients.norm(2.0)
+        # The ranks are about to send each other a row for each parameter.
         shapes = [tuple(parameter.shape) for parameter in self._parameters]
         return self._gradients.norm(2.0, digest=float(zlib.crc32(repr(shapes).encode())))
 
     def check_unchanged(self) -> None:
         self._step.check_unchanged()
+
+    def _skip_unless(self, taken: Tensor) -> None:
+        """As for a :class:`~normclip._backends.steps.DeviceStep`, which is what there is of a norm on a device, but on ranks without gradients."""
+        if self._indices:
+            self._step.skip_unless(taken)  # type: ignore[attr-defined]
 
     def step_(self, coefficient: Any, settings: list[Any]) -> list[Any]:
         return self._written(self._step.step_(coefficient, settings))

@@ -327,10 +327,10 @@ class Shards:
         except Exception as error:
             self._error = error
             return None
-        from normclip._backends.device_ranks import SharedNorm, norm
+        from normclip._backends.device_ranks import norm
 
         self._on_device, found = norm(rows, meshes, order, device, double=double)
-        return SharedNorm(found.exact, found.rounded, self.settle)
+        return Norm(found.exact, found.rounded, self.settle)
 
     def _row(self, mesh_number: int, double: bool) -> torch.Tensor | None:
         """This rank's row for a mesh, on the device; None if it has nothing to count there."""

@@ -176,24 +176,27 @@ class ClippedOptimizer(torch.optim.Optimizer):
         except ValueError as error:
             share_error(self.param_groups, error)
             raise
-        step = optimizer_step(self._stepper, self.param_groups, self.state, counts, self._make_state)
-        norm = step.norm()
-        if step.is_empty:
+        step = optimizer_step(self._stepper, self.param_groups, self.state, counts, self._make_state, limited=limits is not None)
+        norm: Any = step.norm()
+        found_inf = self.__dict__.get("found_inf")
+        on_device = not isinstance(norm, float) and self._leaves_to_device(step, found_inf)
+        unsettled = on_device and norm.settle is not None  # whether another rank has failed
+        if not unsettled and step.is_empty:
             self.last_norm, self.last_coefficient = 0.0, 1.0  # and the rule is not asked
             return loss
         exact: Any = norm if isinstance(norm, float) else norm.exact
+        taken = exact != -math.inf if unsettled else None
         scale = self.__dict__.get("grad_scale")
         if scale is not None:
             exact = _over(exact, scale)
-        taken = None
-        if "found_inf" in self.__dict__:
-            found_inf = self.__dict__["found_inf"]
-            if self._skips_on_device(step, exact, found_inf):
+        if found_inf is not None:
+            if on_device:
                 taken = (found_inf.to(exact.device, non_blocking=True) == 0.0) & exact.isfinite()
-                step.skip_unless(taken)  # type: ignore[attr-defined] # of steps on devices
             elif not (float(found_inf) == 0.0 and math.isfinite(exact)):
                 self.last_norm, self.last_coefficient = exact, 0.0  # nothing is written, and the rule is not asked
                 return loss
+        if taken is not None:
+            step.skip_unless(taken)  # type: ignore[attr-defined] # of steps on devices
         if limits is None:
             coefficient = self._take(step, exact, scale, settings, None)
         else:
@@ -204,10 +207,10 @@ class ClippedOptimizer(torch.optim.Optimizer):
             self.state[parameter][name] = tensor
         return loss
 
-    def _skips_on_device(self, step: Step, norm: Any, found_inf: Any) -> bool:
+    def _leaves_to_device(self, step: Step, found_inf: Any) -> bool:
         """Whether a device can find out by itself if there is a step: nothing on the host, such as what a rule records, depends on it."""
         is_free = isinstance(self.rule, Formula) and not step.fresh
-        return is_free and hasattr(step, "skip_unless") and isinstance(norm, Tensor) and isinstance(found_inf, Tensor)
+        return is_free and hasattr(step, "skip_unless") and (found_inf is None or isinstance(found_inf, Tensor))
 
     def _take(self, step: Step, norm: Any, scale: Tensor | None, settings: list[Settings], limits: _Limits | None) -> Any:
         """Take the step by the rule. Returns the coefficient."""
