@@ -14,6 +14,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
 import normclip
+from normclip.optim import ClippedAdamW
 from support.cuda import no_waiting
 from support.ranks import be_a_rank
 from support.sharded import Net, close, raised_by
@@ -34,6 +35,12 @@ def models(offload: OffloadPolicy) -> tuple[nn.Module, nn.Module]:
     return whole, sharded
 
 
+def rows_of(whole: torch.Tensor, rank: int, size: int) -> torch.Tensor:
+    """A rank's shard of a tensor. `full_tensor` of the shards would need a backend for the CPU."""
+    rows = whole.chunk(size)
+    return rows[rank] if rank < len(rows) else whole[:0]
+
+
 def check_clipping(offload: OffloadPolicy, rank: int, size: int) -> Any:
     whole, sharded = models(offload)
     # The first call compiles kernels and connects the ranks.
@@ -43,9 +50,7 @@ def check_clipping(offload: OffloadPolicy, rank: int, size: int) -> Any:
     exact = normclip.get_total_norm([parameter.grad for parameter in whole.parameters()])
     close(norm, exact)
     for parameter, part in zip(whole.parameters(), sharded.parameters(), strict=True):
-        # `full_tensor` would need a backend for the CPU.
-        rows = parameter.grad.chunk(size)
-        mine = rows[rank] if rank < len(rows) else parameter.grad[:0]
+        mine = rows_of(parameter.grad, rank, size)
         local = part.grad.to_local()
         torch.testing.assert_close(local.cuda(), mine * (LIMIT / (exact.item() + 1e-6)), rtol=1e-12, atol=0.0)
     stats = normclip.stats([parameter.grad for parameter in sharded.parameters()])
@@ -62,6 +67,20 @@ def offloaded(rank: int, size: int) -> Any:
     _, sharded = models(CPUOffloadPolicy())
     assert {parameter.grad.to_local().device.type for parameter in sharded.parameters()} == {"cpu"}
     return check_clipping(CPUOffloadPolicy(), rank, size)
+
+
+def steps(rank: int, size: int) -> Any:
+    """Those of shards against those of the whole model. The first makes states, and the second compiles the kernel that may skip a step."""
+    whole, sharded = models(OffloadPolicy())
+    theirs, ours = (ClippedAdamW(model.parameters(), 0.05, rule=LIMIT) for model in (whole, sharded))
+    for step in range(3):
+        theirs.step()
+        with no_waiting() if step == 2 else nullcontext():
+            ours.step()
+    close(ours.last_norm, theirs.last_norm)
+    for parameter, part in zip(whole.parameters(), sharded.parameters(), strict=True):
+        torch.testing.assert_close(part.detach().to_local(), rows_of(parameter.detach(), rank, size), rtol=1e-9, atol=1e-11)
+    return ours.last_norm.item()
 
 
 def hosts_and_devices_merge_together(rank: int, size: int) -> Any:
@@ -105,4 +124,4 @@ def torch_on_offloaded(rank: int, size: int) -> Any:
 
 
 if __name__ == "__main__":
-    be_a_rank([on_devices, offloaded, torch_on_offloaded, hosts_and_devices_merge_together, error_on_one_rank], None, BACKEND)
+    be_a_rank([on_devices, offloaded, torch_on_offloaded, steps, hosts_and_devices_merge_together, error_on_one_rank], None, BACKEND)

@@ -49,7 +49,7 @@ def optimizer_step(
         states: What the optimizer keeps, by parameter. It is not changed.
         counts: How many tensors it keeps for each parameter of a group.
         make: Returns a new tensor to keep for a parameter, by the parameter and the name.
-        limited: Whether the step will be taken within limits.
+        limited: Whether the step is to be taken within limits, for which ranks have to list the same parameters.
 
     Raises:
         TypeError, ValueError: One of the tensors cannot be read or written; the message names it.

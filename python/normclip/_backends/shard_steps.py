@@ -2,7 +2,7 @@
 
 The norm is one collective for all tensors of a mesh, and so is what limits on the update need of each parameter. An error of one rank is
 raised on all of them, by these collectives, before anything is written. Where the norm stays on the device, as :mod:`.shards` tells, the
-others find out later. Their devices find out in time: the norm is −inf, and the caller has the step skipped where it is.
+hosts of the others find out later, and their devices in time: the norm is −inf then, for which the caller has the step skipped.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class ShardStep:
             self._gradients.fail(self._error)
         if not self._limited:
             return self._gradients.norm(2.0)
-        # The ranks are about to send each other a row for each parameter.
+        # For limits, ranks send each other a row for each parameter.
         shapes = [tuple(parameter.shape) for parameter in self._parameters]
         return self._gradients.norm(2.0, digest=float(zlib.crc32(repr(shapes).encode())))
 
@@ -97,8 +97,7 @@ class ShardStep:
         self._step.check_unchanged()
 
     def _skip_unless(self, taken: Tensor) -> None:
-        """As for a :class:`~normclip._backends.steps.DeviceStep`, which is what there is of a norm on a device, but on ranks without gradients."""
-        if self._indices:
+        if self._indices:  # else Rust may have the step, which moves nothing
             self._step.skip_unless(taken)  # type: ignore[attr-defined]
 
     def step_(self, coefficient: Any, settings: list[Any]) -> list[Any]:

@@ -34,9 +34,9 @@ class ClippedAdamW(ClippedOptimizer):
 
     For CPU tensors, a step is computed in float32 (in float64 for float64) and rounded once when it is stored. Parameters get the same bits
     for any number of threads and any instruction set. On CUDA, one launch takes the same step, and counts it on the device. Elsewhere
-    torch's operations compute it and round after every operation. A step waits for a device only for what the host decides: new states
-    within a ``GradScaler``, rules that follow training, a learning rate on the device, the norm of DTensors and limits on their update,
-    and, without Triton, limits and whether to skip a step. A norm of NaN makes all parameters NaN; ``last_norm`` shows it.
+    torch's operations compute it and round after every operation. A step waits for a device only for what the host decides: new states of
+    DTensors or within a ``GradScaler``, rules that follow training, a learning rate on the device, limits on the update of DTensors, and,
+    without Triton, limits and whether to skip a step. A norm of NaN makes all parameters NaN; ``last_norm`` shows it.
 
     States are saved and loaded with the ``state_dict``, in the format of :class:`torch.optim.AdamW`, so each of the two optimizers can load
     the checkpoints of the other. The settings ``foreach``, ``fused`` and ``capturable`` are kept there without effect. The rule, the limits
@@ -64,7 +64,8 @@ class ClippedAdamW(ClippedOptimizer):
     Attributes:
         rule: The rule.
         last_norm: The norm n in the latest step: a float, or a 0-dim float64 tensor on the device. None before the first step.
-        last_coefficient: The coefficient c(n) of that step, of the same type; 0 where a ``GradScaler`` had the step skipped.
+        last_coefficient: The coefficient c(n) of that step, of the same type; 0 where the step was skipped, by a ``GradScaler`` or because
+            another rank has failed, which makes the norm −inf: see :mod:`normclip.distributed`.
         descent_limit, update_rms_limit: The limits, which may be replaced between steps.
         last_descent: With a limit, ⟨u, g⟩ in the latest step, after ``update_rms_limit`` and before ``descent_limit``: a float, or a 0-dim
             float64 tensor on the device.

@@ -164,7 +164,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
 
         Raises:
             TypeError, ValueError: As for the class. Nothing has changed.
-            RuntimeError: The rule has given a tensor other memory. Nothing has changed.
+            RuntimeError: The rule has given a tensor other memory, or another rank has raised an error. Nothing has changed.
         """
         loss = None
         if closure is not None:

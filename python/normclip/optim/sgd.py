@@ -33,8 +33,8 @@ class ClippedSGD(ClippedOptimizer):
 
     For CPU tensors, a step is computed in float64 (in float32 for 16-bit elements) and rounded once when it is stored. Parameters get the
     same bits for any number of threads and any instruction set. On CUDA, one launch takes it, in float32 for float32. Elsewhere torch's
-    operations compute it and round after every operation. A step waits for a device only for what the host decides: new buffers within a
-    ``GradScaler``, rules that follow training, a learning rate on the device, the norm of DTensors and limits on their update, and, without
+    operations compute it and round after every operation. A step waits for a device only for what the host decides: new buffers of DTensors
+    or within a ``GradScaler``, rules that follow training, a learning rate on the device, limits on the update of DTensors, and, without
     Triton, limits and whether to skip a step. A norm of NaN makes all parameters NaN. An infinite norm makes parameters NaN where the
     gradient is not finite; elsewhere only momentum and weight decay change them. ``last_norm`` shows the norm.
 
@@ -59,7 +59,8 @@ class ClippedSGD(ClippedOptimizer):
     Attributes:
         rule: The rule.
         last_norm: The norm n in the latest step: a float, or a 0-dim float64 tensor on the device. None before the first step.
-        last_coefficient: The coefficient c(n) of that step, of the same type; 0 where a ``GradScaler`` had the step skipped.
+        last_coefficient: The coefficient c(n) of that step, of the same type; 0 where the step was skipped, by a ``GradScaler`` or because
+            another rank has failed, which makes the norm −inf: see :mod:`normclip.distributed`.
         descent_limit, update_rms_limit: The limits, which may be replaced between steps.
         last_descent: With a limit, ⟨u, g⟩ in the latest step, after ``update_rms_limit`` and before ``descent_limit``: a float, or a 0-dim
             float64 tensor on the device.
