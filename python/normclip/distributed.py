@@ -24,12 +24,11 @@ changed its gradients. A rank without gradients takes part through its parameter
 
 **On CUDA devices** what a rank sends, its row of numbers, stays on the device if the process group sends from there, as with NCCL. Then
 norms of order 1, 2 and ``inf``, and clipping by a number, do not wait for the device, unless ``error_if_nonfinite`` or ``process_groups``
-are given. Nor do steps of :class:`normclip.optim.ClippedSGD` and :class:`normclip.optim.ClippedAdamW`, unless there are limits on the update,
-states are new, as in the first step, or the rule follows training. The host then does not know whether tensors of another rank were refused.
-In that case the norm is −inf, which changes no gradient and no parameter. The first later call that finds this out raises the
+are given. Nor do steps of :class:`normclip.optim.ClippedSGD` and :class:`normclip.optim.ClippedAdamW`, unless there are limits on the
+update, states are new, as in the first step, or the rule follows training. The host then does not know whether tensors of another rank were
+refused. In that case the norm is −inf, which changes no gradient and no parameter. The first later call that finds this out raises the
 ``RuntimeError``, and so does every call after it, as long as there is this default process group. All other calls wait, and raise at once:
-clipping by rules, statistics, :func:`normclip.clip_grads_`. The norm is
-float64 if this rank has gradients of double precision.
+clipping by rules, statistics, :func:`normclip.clip_grads_`. The norm is float64 if this rank has gradients of double precision.
 
 **The result** is a plain 0-dim tensor with the norm of the whole, where torch returns a DTensor.
 

@@ -35,8 +35,8 @@ def no_waiting() -> Iterator[None]:
     def wait(*_: object, **__: object) -> None:
         raise AssertionError("this waits")
 
-    def flag(tensor: torch.Tensor) -> float:
-        return ask(tensor) if any(tensor is known for known in ranks._flags.values()) else wait()  # a flag is in memory of the host
+    def number(tensor: torch.Tensor) -> float:
+        return ask(tensor) if any(tensor is flag for flag in ranks._flags.values()) else wait()  # a flag is in memory of the host
 
     with pytest.MonkeyPatch.context() as patch:
         for name in ("_agreed", "settle"):
@@ -44,7 +44,7 @@ def no_waiting() -> Iterator[None]:
         for name in ("item", "tolist", "numpy", "__bool__", "__int__"):
             patch.setattr(torch.Tensor, name, wait)
         ask = torch.Tensor.__float__
-        patch.setattr(torch.Tensor, "__float__", flag)
+        patch.setattr(torch.Tensor, "__float__", number)
         yield
 
 
