@@ -170,7 +170,7 @@ def scaled_steps(rank: int, size: int) -> Any:
         assert math.isclose(optimizer.last_norm, math.sqrt(2.0 * size + 5.0), rel_tol=1e-15)
         assert (optimizer.last_coefficient == 0.0) == (found_inf == 1.0) == all(map(torch.equal, kept(optimizer), before))
         same.append(optimizer.last_coefficient.item())
-    # With limits the hosts find out, as none may wait for another that has skipped the step.
+    # With limits the host finds out, before it waits for others that have skipped the step.
     optimizer.descent_limit, optimizer.found_inf, before = 1.0, torch.tensor(1.0), copied(optimizer)
     with counted_collectives() as calls:
         optimizer.step()

@@ -33,9 +33,6 @@ _HAS_GRADIENT = 3
 class ShardStep:
     """A :class:`~normclip._backends.protocol.Step` of this rank's shards. All ranks must call ``norm``, which is a collective."""
 
-    skip_unless: Callable[[Tensor], None]
-    """As for steps on devices. Not there with limits, for which hosts wait for each other, so that all have to know of a skipped step."""
-
     def __init__(
         self,
         stepper: Stepper,
@@ -54,8 +51,6 @@ class ShardStep:
         self._parameters = [parameter for group in groups for parameter in group["params"]]
         self._indices: list[int] = []  # of the members among all parameters
         self._limited = limited
-        if not limited:
-            self.skip_unless = self._skip_unless
         self._awaited = True  # whether other ranks may wait for this one in `step_within`
         with torch.no_grad():
             # Before anything that may fail on one rank alone: reducing is a collective.
@@ -89,14 +84,15 @@ class ShardStep:
             self._gradients.fail(self._error)
         if not self._limited:
             return self._gradients.norm(2.0)
-        # For limits, ranks send each other a row for each parameter.
+        # Limits take another collective, with a row for each parameter. So the host has to know whether there is a step.
         shapes = [tuple(parameter.shape) for parameter in self._parameters]
-        return self._gradients.norm(2.0, digest=float(zlib.crc32(repr(shapes).encode())))
+        return self._gradients.norm(2.0, digest=1.0 + zlib.crc32(repr(shapes).encode()))  # 0 would be none
 
     def check_unchanged(self) -> None:
         self._step.check_unchanged()
 
-    def _skip_unless(self, taken: Tensor) -> None:
+    def skip_unless(self, taken: Tensor) -> None:
+        """As for steps on devices."""
         if self._indices:  # else Rust may have the step, which moves nothing
             self._step.skip_unless(taken)  # type: ignore[attr-defined]
 

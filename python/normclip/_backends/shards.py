@@ -169,6 +169,7 @@ class Shards:
     # ---- Measuring (collectives) ----
 
     def norm(self, order: float, digest: float = 0.0) -> float | Norm:
+        """As for any batch. With a digest of the list for :meth:`check_same_lists`, hosts merge, and the norm is a float."""
         on_device = None if digest else self._norm_on_device(order)
         if on_device is not None:
             return on_device
@@ -177,7 +178,7 @@ class Shards:
         else:
             row = self._agreed(lambda: self._norms(order), merged_norms(order))
             found, self._empty = float(row[0]), not row[1]
-        if self._device.type == "cpu":
+        if digest or self._device.type == "cpu":
             return found
         exact = torch.tensor(found, dtype=torch.float64, device=self._device)
         return Norm(exact, exact.to(torch.float64 if self.is_double else torch.float32))
