@@ -180,7 +180,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
         norm: Any = step.norm()
         found_inf = self.__dict__.get("found_inf")
         on_device = not isinstance(norm, float) and self._leaves_to_device(step, found_inf)
-        unsettled = on_device and norm.settle is not None  # whether another rank has failed
+        unsettled = on_device and norm.settle is not None  # only the device knows whether another rank has failed
         if not unsettled and step.is_empty:
             self.last_norm, self.last_coefficient = 0.0, 1.0  # and the rule is not asked
             return loss
