@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import pytest
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 from normclip._backends.choose import serving
 from normclip._backends.protocol import Served
@@ -240,6 +241,18 @@ def test_a_step_that_fails_has_noted_nothing(make: Callable[[], Threshold], monk
         run(optimizer, range(3, 4))
     assert (optimizer.rule.state_dict(), optimizer.rule.last_limit, optimizer.last_norm) == (noted, limit, norm)
     assert not optimizer.state
+
+
+@pytest.mark.parametrize("make", [lambda: AutoClip(10), lambda: ZClip(warmup=2)])
+def test_a_step_of_zeros_teaches_a_threshold_nothing(make: Callable[[], Threshold]) -> None:
+    """Such as the one that torch.distributed.checkpoint takes to have states made."""
+    parameters = parameters_of(torch.float32)
+    optimizer = ClippedSGD(parameters, 0.1, make(), momentum=0.9)
+    noted = copy.deepcopy(optimizer.rule.state_dict())
+    get_optimizer_state_dict(nn.ParameterList(parameters), optimizer)
+    assert (optimizer.last_norm, optimizer.last_coefficient) == (0.0, 1.0)
+    assert optimizer.state[parameters[0]]["momentum_buffer"].shape == parameters[0].shape
+    assert optimizer.rule.state_dict() == noted
 
 
 @by_clipping

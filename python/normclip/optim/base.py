@@ -217,6 +217,10 @@ class ClippedOptimizer(torch.optim.Optimizer):
         if type(self.rule) is Hard:
             coefficient = hard_coefficient(self.rule.max_norm, norm)
             self._move(step, coefficient, scale, settings, limits)
+        elif not isinstance(self.rule, Formula) and float(norm) == 0.0:
+            # There is nothing to clip, nor to learn from, such as in the step by which torch.distributed.checkpoint has states made.
+            coefficient = 1.0
+            self._move(step, coefficient, scale, settings, limits)
         else:
             with torch.no_grad(), as_rule("rule", self.rule).applying(norm) as coefficient:  # a number may have been assigned
                 step.check_unchanged()  # the code of a user's rule has run since the tensors were checked
