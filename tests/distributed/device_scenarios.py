@@ -13,7 +13,6 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import normclip
 from normclip import _backends
@@ -28,7 +27,17 @@ from normclip.thresholds import AutoClip
 from support import device_stepping
 from support.device_stepping import no_waiting
 from support.ranks import be_a_rank
-from support.sharded import close, counted_collectives, full, grads_of, mesh_of, model_of, raised_by
+from support.sharded import (
+    close,
+    counted_collectives,
+    full,
+    grads_of,
+    make_tensor_parallel,
+    make_tensor_parallel_and_shard,
+    mesh_of,
+    model_of,
+    raised_by,
+)
 
 ORDERS = (2.0, 1.0, math.inf)
 LIMIT = 0.5
@@ -72,20 +81,13 @@ def hsdp(rank: int, size: int) -> Any:
 
 def tensor_parallel_beside_replicas(rank: int, size: int) -> Any:
     """Plain gradients beside those of shards."""
-    plan = {"up": ColwiseParallel(), "down": RowwiseParallel()}
-    return check_clipping(*model_of(lambda model: parallelize_module(model, mesh_of(size, "tp"), plan)))
+    return check_clipping(*model_of(lambda model: make_tensor_parallel(model, mesh_of(size, "tp"))))
 
 
 def two_meshes(rank: int, size: int) -> Any:
     if size < 4:
         return None
-    mesh = mesh_of(size, "dp", "tp")
-
-    def shard(model: nn.Module) -> None:
-        parallelize_module(model, mesh["tp"], {"up": ColwiseParallel(), "down": RowwiseParallel()})
-        fully_shard(model, mesh=mesh["dp"])
-
-    return check_clipping(*model_of(shard))
+    return check_clipping(*model_of(lambda model: make_tensor_parallel_and_shard(model, mesh_of(size, "dp", "tp"))))
 
 
 def mesh_by_dimensions(rank: int, size: int) -> Any:

@@ -28,6 +28,8 @@ from support.sharded import (
     counted_collectives,
     full,
     grads_of,
+    make_tensor_parallel,
+    make_tensor_parallel_and_shard,
     mesh_of,
     model_of,
     raised_by,
@@ -67,8 +69,7 @@ def cpu_offload(rank: int, size: int) -> Any:
 
 
 def tensor_parallel(rank: int, size: int) -> Any:
-    plan = {"up": ColwiseParallel(), "down": RowwiseParallel()}
-    return check_like_whole(*model_of(lambda model: parallelize_module(model, mesh_of(size, "tp"), plan)))
+    return check_like_whole(*model_of(lambda model: make_tensor_parallel(model, mesh_of(size, "tp"))))
 
 
 def sequence_parallel(rank: int, size: int) -> Any:
@@ -92,16 +93,9 @@ def sequence_parallel(rank: int, size: int) -> Any:
 
 
 def fsdp_and_tensor_parallel(rank: int, size: int) -> Any:
-    """Weights on the mesh of both, and those that are not tensor parallel on that of the first dimension: two meshes in one list."""
     if size < 4:
         return None
-    mesh = mesh_of(size, "dp", "tp")
-
-    def shard(model: nn.Module) -> None:
-        parallelize_module(model, mesh["tp"], {"up": ColwiseParallel(), "down": RowwiseParallel()})
-        fully_shard(model, mesh=mesh["dp"])
-
-    whole, sharded = model_of(shard)
+    whole, sharded = model_of(lambda model: make_tensor_parallel_and_shard(model, mesh_of(size, "dp", "tp")))
     assert {p.grad.device_mesh.ndim for p in sharded.parameters()} == {1, 2}
     return check_like_whole(whole, sharded)
 

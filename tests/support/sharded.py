@@ -10,7 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import normclip
 
@@ -29,6 +31,16 @@ class Net(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(x + self.down(torch.relu(self.up(self.norm(x)))))
+
+
+def make_tensor_parallel(model: nn.Module, mesh: Any) -> None:
+    parallelize_module(model, mesh, {"up": ColwiseParallel(), "down": RowwiseParallel()})
+
+
+def make_tensor_parallel_and_shard(model: nn.Module, mesh: Any) -> None:
+    """Weights on the mesh of both, and those that are not tensor parallel on that of "dp" alone: two meshes in one list."""
+    make_tensor_parallel(model, mesh["tp"])
+    fully_shard(model, mesh=mesh["dp"])
 
 
 def model_of(shard: Callable[[nn.Module], Any] = lambda _: None, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, nn.Module]:

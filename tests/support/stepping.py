@@ -14,12 +14,11 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from normclip.optim import ClippedAdamW, ClippedSGD
 from normclip.rules import Soft
 from normclip.thresholds import AutoClip
-from support.sharded import Net, counted_collectives, full, mesh_of, raised_by
+from support.sharded import Net, counted_collectives, full, make_tensor_parallel, make_tensor_parallel_and_shard, mesh_of, raised_by
 
 MAKERS: list[Callable[[Any], Any]] = [
     lambda parameters: ClippedSGD(parameters, 0.05, 0.5, momentum=0.9, weight_decay=0.01),
@@ -72,21 +71,14 @@ def trained(make: Callable[[Any], Any], shard: Callable[[nn.Module], Any]) -> li
 
 def steps_of_shards(rank: int, size: int) -> Any:
     """With a head of 3 rows, which leave one of 4 ranks without any."""
-    plan = {"up": ColwiseParallel(), "down": RowwiseParallel()}
     ways: list[Callable[[nn.Module], Any]] = [
         lambda model: fully_shard(model, mesh=mesh_of(size, "dp")),
         lambda model: fully_shard(model, mesh=mesh_of(size, "replicate", "shard")),
         lambda model: fully_shard(model, mesh=mesh_of(size, "dp"), offload_policy=CPUOffloadPolicy(pin_memory=False)),
-        lambda model: parallelize_module(model, mesh_of(size, "tp"), plan),
+        lambda model: make_tensor_parallel(model, mesh_of(size, "tp")),
     ]
     if size == 4:
-
-        def both(model: nn.Module) -> None:
-            mesh = mesh_of(size, "dp", "tp")
-            parallelize_module(model, mesh["tp"], plan)
-            fully_shard(model, mesh=mesh["dp"])
-
-        ways.append(both)
+        ways.append(lambda model: make_tensor_parallel_and_shard(model, mesh_of(size, "dp", "tp")))
     return [trained(make, shard) for make in MAKERS + LIMITED for shard in ways]
 
 
