@@ -12,7 +12,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from normclip.optim import ClippedAdamW, ClippedSGD
 from normclip.rules import Hard
 from support.optim import bits, by_dtype, parameters_of, run
-from support.processes import output_of
+from support.processes import output_of, run_python
 
 MAKERS: dict[str, Any] = {
     "SGD": lambda parameters, **more: ClippedSGD(parameters, 0.1, 1.0, 0.9, **more),
@@ -64,6 +64,31 @@ def test_the_profiler_names_the_step(make: Any) -> None:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         optimizer.step()
     assert f"Optimizer.step#{type(optimizer).__name__}.step" in [event.key for event in profiler.key_averages()]
+
+
+WITHOUT = """
+    import sys, types
+    import pytest
+    import torch
+
+    class Without(types.ModuleType):
+        def __getattribute__(self, name):
+            if name == {name!r}:
+                raise AttributeError(name)
+            return super().__getattribute__(name)
+
+    sys.modules[{module!r}].__class__ = Without
+    sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", {path!r}, "-k", "test_hooks or test_the_profiler"]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "name"), [("torch._C._autograd", "_profiler_enabled"), ("torch.optim.optimizer", "_global_optimizer_post_hooks")]
+)
+def test_torch_may_lose_private_names(module: str, name: str) -> None:
+    """The tests above pass in a torch that gives nobody this name."""
+    run = run_python(WITHOUT.format(module=module, name=name, path=__file__))
+    assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
 
 
 def by_names(optimizer: torch.optim.Optimizer, given: dict[str, Any]) -> dict[str, Any]:

@@ -11,14 +11,22 @@ from typing import Any, ClassVar, ParamSpec, TypeAlias, TypeVar, cast, overload
 
 import torch
 from torch import Tensor
-from torch._C._autograd import _profiler_enabled
-from torch.optim.optimizer import ParamsT, _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+from torch.optim.optimizer import ParamsT
 
 from normclip._arguments import check_positive
 from normclip._backends import Settings, Step, Stepper, hard_coefficient, optimizer_step, share_error, sharing_errors
 from normclip._core import strictly
 from normclip._results import mark_written
 from normclip.rules import Formula, Hard, Rule, as_rule
+
+try:
+    from torch._C._autograd import _profiler_enabled
+    from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+except ImportError:  # private names, which a later torch may not have: each step then goes torch's way
+
+    def _profiler_enabled() -> bool:
+        return True
+
 
 __all__ = ["ClippedOptimizer"]
 
