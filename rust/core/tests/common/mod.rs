@@ -32,8 +32,10 @@ pub(crate) fn teams() -> Vec<Team> {
 pub(crate) fn lent(threads: usize, isa: Isa) -> Team {
     let lend = |threads: NonZero<usize>, work: &(dyn Fn() + Sync)| {
         thread::scope(|scope| {
-            (1..threads.get()).for_each(|_| drop(scope.spawn(work)));
+            let others: Vec<_> = (1..threads.get()).map(|_| scope.spawn(work)).collect();
             work();
+            // ThreadSanitizer sees that a thread is joined, but not the end of a scope.
+            others.into_iter().for_each(|other| other.join().unwrap());
         });
     };
     Team { lender: Some(lend), ..team(threads, isa) }
