@@ -10,8 +10,19 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="what the childr
 
 
 # A child that hangs must not outlive the test: SIGALRM ends it, and then waitpid tells.
-FORK = """
+IN_CHILDREN = """
     import os, signal
+
+    def fork(work):
+        child = os.fork()
+        if child == 0:
+            signal.alarm(50)
+            work()
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+"""
+
+FORK = """
     import numpy as np
     import normclip
 
@@ -26,14 +37,6 @@ FORK = """
         clip()
         assert len(os.listdir("/proc/self/task")) > 1, "helpers of its own"
 
-    def fork(work):
-        child = os.fork()
-        if child == 0:
-            signal.alarm(50)
-            work()
-            os._exit(0)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
     normclip.set_num_threads(2)
     fork(clip_with_help)  # before there is a pool
     clip()
@@ -47,7 +50,7 @@ FORK = """
 
 
 def test_forked_children_clip() -> None:
-    assert output_of(FORK) == "clipped\n"
+    assert output_of(IN_CHILDREN + FORK) == "clipped\n"
 
 
 WORKERS = """
@@ -81,9 +84,8 @@ def test_workers_of_multiprocessing_and_data_loaders_clip() -> None:
     assert output_of(WORKERS).splitlines() == ["[1000.0, 2000.0, 10.0]", "[1000.0, 1000.0, 1000.0, 1000.0]"]
 
 
-# In a forked child OpenMP would wait for threads that are gone; SIGALRM would end that.
+# In a forked child OpenMP would wait for threads that are gone.
 FORKS = """
-    import signal
     import torch
     {before}
 
@@ -95,14 +97,6 @@ FORKS = """
         assert normclip.get_num_threads() == 2
         print(started(lambda array: normclip.clip_(array.copy(), 1.0)), flush=True)
 
-    def fork(work):
-        child = os.fork()
-        if child == 0:
-            signal.alarm(50)
-            work()
-            os._exit(0)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
     fork(clip)
     fork(lambda: fork(clip))
     clip()
@@ -113,7 +107,7 @@ FORKS = """
 @pytest.mark.parametrize("before", ["import normclip", "pass"], ids=["imported before", "imported in the child"])
 def test_forked_children_have_a_pool_of_their_own(before: str) -> None:
     # The parent's pool stays torch's.
-    assert output_of(COUNTS + FORKS.format(before=before)).splitlines() == ["1", "1", "0", "1"]
+    assert output_of(IN_CHILDREN + COUNTS + FORKS.format(before=before)).splitlines() == ["1", "1", "0", "1"]
 
 
 LOADERS = """
