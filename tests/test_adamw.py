@@ -16,13 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import normclip
 from normclip._backends.choose import serving
 from normclip._backends.protocol import Served
 from normclip.optim import ClippedAdamW
 from normclip.rules import Rule, Soft
 from normclip.thresholds import AutoClip
-from support.optim import DTYPES, LAYOUTS, bits, by_dtype, parameters_of, run, set_gradients
+from support.optim import DTYPES, LAYOUTS, bits, by_dtype, clip_and_run, parameters, parameters_of, run, set_gradients
 from support.tensors import raw
 
 SETTINGS: list[dict[str, Any]] = [
@@ -45,17 +44,6 @@ def pair(dtype: torch.dtype, layout: str = "contiguous", **settings: Any) -> tup
     """Ours, clipping to 1, and torch's, of the same parameters."""
     settings = {"lr": 0.01, **settings}
     return ClippedAdamW(parameters_of(dtype, layout), rule=1.0, **settings), torch.optim.AdamW(parameters_of(dtype, layout), **settings)
-
-
-def parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def clip_and_step(optimizer: torch.optim.Optimizer, steps: range) -> None:
-    for step in steps:
-        set_gradients(parameters(optimizer), step)
-        normclip.clip_grad_norm_(parameters(optimizer), rule=1.0)
-        optimizer.step()
 
 
 # ---- One step, and many ----
@@ -128,7 +116,7 @@ def test_same_as_clipping_and_torchs_optimizer(place: None, dtype: torch.dtype, 
         pytest.skip("averages of squares are subnormal or 0 in float16, and 0/0 depends on where they are rounded")
     ours, theirs = pair(dtype, layout, **settings)
     run(ours, range(6))
-    clip_and_step(theirs, range(6))
+    clip_and_run(theirs, range(6))
     eps = torch.finfo(dtype).eps
     torch.testing.assert_close(parameters(ours), parameters(theirs), rtol=16 * eps, atol=16 * eps)
 
@@ -206,7 +194,7 @@ def test_groups_have_their_own_settings_and_one_norm() -> None:
     groups = [[{"params": [p], **settings} for p, settings in zip(parameters_of(torch.float64), own, strict=True)] for _ in range(2)]
     ours, theirs = ClippedAdamW(groups[0], 0.1, rule=1.0), torch.optim.AdamW(groups[1], 0.1)
     run(ours, range(5))
-    clip_and_step(theirs, range(5))
+    clip_and_run(theirs, range(5))
     torch.testing.assert_close(parameters(ours), parameters(theirs), rtol=1e-12, atol=1e-13)
 
 
@@ -220,7 +208,7 @@ def test_schedulers(lr: float | Tensor) -> None:
     schedulers = [torch.optim.lr_scheduler.OneCycleLR(each, max_lr=0.5, total_steps=12) for each in (ours, theirs)]
     for step in range(8):
         run(ours, range(step, step + 1))
-        clip_and_step(theirs, range(step, step + 1))
+        clip_and_run(theirs, range(step, step + 1))
         for scheduler in schedulers:
             scheduler.step()
     torch.testing.assert_close(parameters(ours), parameters(theirs), rtol=1e-11, atol=1e-12)

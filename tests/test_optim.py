@@ -18,7 +18,7 @@ import normclip
 from normclip.optim import ClippedSGD
 from normclip.rules import DescentLimit, Hard, Normalize, Rule, Smoothness, Soft
 from normclip.thresholds import AutoClip
-from support.optim import DTYPES, LAYOUTS, bits, by_decay, by_dtype, by_momentum, parameters_of, run, set_gradients
+from support.optim import DTYPES, LAYOUTS, bits, by_decay, by_dtype, by_momentum, clip_and_run, parameters_of, run, set_gradients
 from support.tensors import raw
 
 RULES: list[Rule | float] = [0.3, math.inf, Soft(0.5), Normalize(0.7), Smoothness(2.0, 0.5, lr=0.1), DescentLimit(0.2)]
@@ -111,12 +111,8 @@ def test_same_as_clipping_and_torchs_optimizer(
 def test_every_rule(rule: Rule | float) -> None:
     ours, theirs = parameters_of(torch.float64), parameters_of(torch.float64)
     clipped, sgd = ClippedSGD(ours, 0.1, rule, momentum=0.9), torch.optim.SGD(theirs, 0.1, momentum=0.9)
-    for step in range(4):
-        set_gradients(ours, step)
-        set_gradients(theirs, step)
-        clipped.step()
-        normclip.clip_grad_norm_(theirs, rule=rule)
-        sgd.step()
+    run(clipped, range(4))
+    clip_and_run(sgd, range(4), rule)
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
 
 
@@ -192,12 +188,8 @@ def test_groups_have_their_own_settings_and_one_norm() -> None:
     settings = [{"lr": 0.3, "momentum": 0.9, "nesterov": True}, {"weight_decay": 0.1}]
     groups = [[{"params": [parameter], **own} for parameter, own in zip(side, settings, strict=True)] for side in (ours, theirs)]
     clipped, sgd = ClippedSGD(groups[0], 0.1, 1.0), torch.optim.SGD(groups[1], 0.1)
-    for step in range(5):
-        set_gradients(ours, step)
-        set_gradients(theirs, step)
-        clipped.step()
-        normclip.clip_grad_norm_(theirs, rule=1.0)
-        sgd.step()
+    run(clipped, range(5))
+    clip_and_run(sgd, range(5))
     torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-14)
 
 
@@ -215,11 +207,8 @@ def test_schedulers(name: str, lr: float | Tensor) -> None:
     clipped, sgd = ClippedSGD(ours, copy.copy(lr), 1.0, momentum=0.9), torch.optim.SGD(theirs, float(lr), momentum=0.9)
     schedulers = [SCHEDULERS[name](optimizer) for optimizer in (clipped, sgd)]
     for step in range(8):
-        set_gradients(ours, step)
-        set_gradients(theirs, step)
-        clipped.step()
-        normclip.clip_grad_norm_(theirs, rule=1.0)
-        sgd.step()
+        run(clipped, range(step, step + 1))
+        clip_and_run(sgd, range(step, step + 1))
         for scheduler in schedulers:
             scheduler.step()
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)

@@ -15,7 +15,7 @@ from normclip._backends.protocol import Served
 from normclip.optim import ClippedAdamW, ClippedSGD, limited
 from normclip.rules import Soft
 from normclip.thresholds import AutoClip
-from support.optim import bits, by_dtype, parameters_of, run, set_gradients
+from support.optim import bits, by_dtype, parameters, parameters_of, run, set_gradients
 
 MAKERS: dict[str, Any] = {
     "SGD": lambda parameters, **more: ClippedSGD(parameters, **{"lr": 0.1, "rule": 1.0, **more}),
@@ -31,10 +31,6 @@ def place(request: pytest.FixtureRequest) -> Iterator[None]:
     """Where the steps are taken: in Rust, or by torch operations as on a device."""
     with serving(Served(rust=(), triton=())) if request.param == "device" else nullcontext():
         yield
-
-
-def parameters(optimizer: Any) -> list[nn.Parameter]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def next_direction(optimizer: Any, seed: int) -> list[Tensor]:

@@ -16,6 +16,7 @@ from normclip._backends.protocol import USUAL
 from normclip.optim import ClippedAdamW, ClippedSGD
 from normclip.rules import Formula, Hard
 from normclip.thresholds import AutoClip
+from support.optim import parameters
 
 from .conftest import CHUNK, INTERPRETED
 from .tensors import DTYPES, SIZES, Place, assert_same, by_dtype, make
@@ -56,10 +57,6 @@ by_maker = pytest.mark.parametrize("maker", MAKERS.values(), ids=list(MAKERS))
 def kernels(request: pytest.FixtureRequest) -> None:
     if request.node.callspec.params["place"] == "torch":
         pytest.skip("plain torch rounds by itself, and asks its device")
-
-
-def parameters(optimizer: Any) -> list[nn.Parameter]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def values(optimizer: Any) -> list[Tensor]:

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import normclip
+from normclip.rules import Rule
 from support.tensors import raw
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -34,15 +36,26 @@ def set_gradients(parameters: list[nn.Parameter], seed: int) -> None:
         parameter.grad = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter.dtype)
 
 
+def parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """Those of all groups."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
 def bits(optimizer: torch.optim.Optimizer) -> list[bytes]:
     """All parameters and states."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    states = [state for parameter in parameters for state in optimizer.state.get(parameter, {}).values()]
-    return [raw(tensor) for tensor in (*parameters, *states) if tensor is not None]
+    states = [state for parameter in parameters(optimizer) for state in optimizer.state.get(parameter, {}).values()]
+    return [raw(tensor) for tensor in (*parameters(optimizer), *states) if tensor is not None]
 
 
 def run(optimizer: torch.optim.Optimizer, steps: range) -> None:
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for step in steps:
-        set_gradients(parameters, step)
+        set_gradients(parameters(optimizer), step)
+        optimizer.step()
+
+
+def clip_and_run(optimizer: torch.optim.Optimizer, steps: range, rule: Rule | float = 1.0) -> None:
+    """The same of an optimizer that does not clip."""
+    for step in steps:
+        set_gradients(parameters(optimizer), step)
+        normclip.clip_grad_norm_(parameters(optimizer), rule=rule)
         optimizer.step()
