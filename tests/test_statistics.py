@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import normclip
 from normclip import Moments, PerTensor, Stats
 from normclip._core import FIGURES
-from normclip.statistics import module_of
+from normclip._names import module_of
 from support.tensors import Recipe, recipes
 
 

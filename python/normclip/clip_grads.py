@@ -12,10 +12,11 @@ import numpy as np
 from normclip._arguments import check_order
 from normclip._backends import sharing_errors
 from normclip._core import FIGURES, NORMS
+from normclip._names import assign, named
 from normclip._results import mark_written
 from normclip.rules import Hard, Rule, as_rule
-from normclip.statistics import Groups, Stats, assign, check_depth, check_groups, collect_named, measure, named
-from normclip.typing import NamedParameters, Order
+from normclip.statistics import Stats, check_depth, check_groups, collect_named, measure
+from normclip.typing import Groups, NamedParameters, Order
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,18 +13,14 @@ import numpy.typing as npt
 from normclip import _backends
 from normclip._arguments import check_order
 from normclip._backends import Batch, collect, collect_grads, sharing_errors
-from normclip._core import FIGURES, Moments, listed
-from normclip.typing import NamedParameters, Order, Tensors
+from normclip._core import FIGURES, Moments
+from normclip._names import assign, module_of, named
+from normclip.typing import Groups, NamedParameters, Order, Tensors
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 __all__ = ["Groups", "Moments", "PerTensor", "Stats", "grad_stats", "stats"]
-
-Groups: TypeAlias = "Mapping[str, Sequence[str]] | Callable[[str], str]"
-
-REST = "rest"
-"""The name of the group of tensors that belong to no other group."""
 
 
 def _moments_of(tensors: Tensors) -> Moments:
@@ -278,18 +272,6 @@ def check_depth(depth: int | None, *, per_tensor: bool) -> None:
         raise ValueError(f"depth is {depth}: pass 1 or more" if depth < 1 else "depth chooses the rows of per_tensor: pass per_tensor=True")
 
 
-def module_of(name: str, depth: int) -> str:
-    """The name of the module at this depth that has the parameter of this name, or of the deepest; the parameter's for one of the model."""
-    levels = re.findall(r"\d+(?=\.|$)|[^.]+(?:\.\d+(?=\.|$))?", name.rpartition(".")[0])  # an index is part of the level before it
-    return ".".join(levels[:depth]) or name
-
-
-def named(parameters: NamedParameters) -> list[tuple[str, Any]]:
-    """The parameters of a module, or parameters with or without names, as pairs of name and parameter. A missing name is the position."""
-    given = list(parameters.named_parameters()) if hasattr(parameters, "named_parameters") else listed(parameters, grads=True)
-    return [item if isinstance(item, tuple) else (str(position), item) for position, item in enumerate(given)]
-
-
 def collect_named(
     parameters: NamedParameters,
     *,
@@ -373,33 +355,3 @@ def _merge(merged: dict[str, Moments], member_of: Sequence[str], tensors: Sequen
 
 def _rows(each: Iterable[Moments]) -> npt.NDArray[np.float64]:
     return np.array([list(_figures(moments).values()) for moments in each], np.float64).reshape(-1, len(FIGURES))
-
-
-def assign(groups: Groups | None, names: Sequence[str]) -> dict[str, list[int]] | None:
-    """The positions of the names that belong to each group. A group of a mapping may be empty; "rest" is present only if it is not.
-
-    Raises:
-        TypeError: ``groups`` is neither a mapping from groups to lists nor a function.
-        ValueError: A name in a group matches none of the names.
-    """
-    if groups is None:
-        return None
-    members: dict[str, list[int]] = {}
-    if callable(groups):
-        for position, name in enumerate(names):
-            members.setdefault(groups(name), []).append(position)
-        return members
-    if not isinstance(groups, Mapping):
-        raise TypeError(f"groups is a {type(groups).__name__}: pass a mapping from groups to lists of names, or a function of a name")
-    for group, patterns in groups.items():
-        if isinstance(patterns, str):
-            raise TypeError(f"groups[{group!r}] is the string {patterns!r}: pass a list of names, [{patterns!r}]")
-        for pattern in patterns:
-            if not any(fnmatchcase(name, pattern) for name in names):
-                some = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
-                raise ValueError(f"group {group!r} names {pattern!r}, which matches no tensor: the names are {some or 'none'}")
-        members[group] = []
-    for position, name in enumerate(names):
-        found = (group for group, patterns in groups.items() if any(fnmatchcase(name, pattern) for pattern in patterns))
-        members.setdefault(next(found, REST), []).append(position)
-    return members

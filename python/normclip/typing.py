@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
-__all__ = ["NamedParameters", "Order", "Parameters", "Scalar", "SupportsDLPack", "Tensors"]
+__all__ = ["Groups", "NamedParameters", "Order", "Parameters", "Scalar", "SupportsDLPack", "Tensors"]
 
 
 class SupportsDLPack(Protocol):
@@ -29,6 +29,9 @@ Parameters: TypeAlias = "torch.Tensor | Iterable[torch.Tensor]"
 
 NamedParameters: TypeAlias = "torch.nn.Module | Parameters | Iterable[tuple[str, torch.nn.Parameter]]"
 """A module, parameters, or pairs of name and parameter."""
+
+Groups: TypeAlias = "Mapping[str, Sequence[str]] | Callable[[str], str]"
+"""Names of groups with the names of their parameters, or the group of each name."""
 
 Order: TypeAlias = "float | Literal['inf']"
 """The order of a norm."""

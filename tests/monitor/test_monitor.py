@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import normclip
+from normclip._names import module_of
 from normclip.monitor import Figures, GradMonitor, json_lines, tensorboard
 from normclip.monitor import monitor as monitoring
 from normclip.rules import Normalize, Soft
-from normclip.statistics import module_of
 from normclip.thresholds import AutoClip
 from support.training import model_with
 

@@ -10,10 +10,11 @@ import weakref
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
+from normclip._names import named
 from normclip.monitor import Figures, GradMonitor
 from normclip.monitor.trackers import among_others
 from normclip.patch import ClipsByNorm, Patch
-from normclip.statistics import Stats, named
+from normclip.statistics import Stats
 
 
 class Steps:

@@ -14,13 +14,14 @@ import numpy as np
 
 from normclip._arguments import TORCH_EPSILON, check_limit, check_order
 from normclip._core import NORMS, listed
+from normclip._names import named
 from normclip._results import as_tensor, check_finite, mark_written
 from normclip.clip import clip_grad_norm_
 from normclip.clip_grads import Clipped, Nonfinite, clip_grads_
 from normclip.monitor.sinks import Figures, Sink
 from normclip.rules import Hard, Rule
-from normclip.statistics import Groups, Stats, collect_named, grad_stats, largest_first, measure, named
-from normclip.typing import Order, Parameters
+from normclip.statistics import Stats, collect_named, grad_stats, largest_first, measure
+from normclip.typing import Groups, Order, Parameters
 
 if TYPE_CHECKING:
     import torch

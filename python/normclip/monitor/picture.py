@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from normclip._look import BLUE, DISTINCT, FAINT, INK, MUTED, ORANGE, PANELS, RED, WIDTH, save
-from normclip.statistics import module_of
+from normclip._names import module_of
 
 __all__ = ["draw"]
 

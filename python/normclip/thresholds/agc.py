@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from normclip._arguments import check_not_negative, check_positive
 from normclip._backends import collect_grads, hard_coefficient
 from normclip._formulas import times
-from normclip.statistics import named
+from normclip._names import named
 from normclip.thresholds.policy import Policy
 from normclip.typing import NamedParameters
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from normclip._arguments import check_positive, check_share
+from normclip._names import named
 from normclip.rules import Formula, Rule
-from normclip.statistics import Stats, collect_named, measure, named
+from normclip.statistics import Stats, collect_named, measure
 from normclip.thresholds.policy import Adaptive, Policy, as_count, as_norm, moving_weight, unique
 from normclip.typing import NamedParameters
 
