@@ -98,6 +98,8 @@ def streams(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
             self.waited.append(event)
 
     class Numbers(np.ndarray):
+        device = DEVICE  # NumPy's own arrays have one since version 2
+
         def record_stream(self, stream: Stream) -> None:
             pass
 
