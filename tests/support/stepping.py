@@ -3,6 +3,7 @@
 import copy
 import math
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -224,7 +225,9 @@ def checkpoints_of_shards(rank: int, size: int) -> Any:
             through.step()
         path = Path(found[0]) / str(number)
         state = {"model": models[0].state_dict(), "optimizer": get_optimizer_state_dict(models[0], through)}
-        checkpoint.save(state, checkpoint_id=path)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "TypedStorage is deprecated", UserWarning)  # torch 2.8 itself uses it
+            checkpoint.save(state, checkpoint_id=path)
         state = {"model": models[1].state_dict(), "optimizer": get_optimizer_state_dict(models[1], resumed)}
         checkpoint.load(state, checkpoint_id=path)
         models[1].load_state_dict(state["model"])
