@@ -11,7 +11,6 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from normclip._backends import dtensors, ranks
 from normclip._backends.choose import serving
@@ -20,7 +19,7 @@ from normclip._backends.shards import Shards
 from normclip.optim import ClippedAdamW, ClippedSGD
 from normclip.rules import Soft
 from normclip.thresholds import AutoClip
-from support.sharded import counted_collectives, full, mesh_of, model_of, raised_by
+from support.sharded import counted_collectives, full, make_tensor_parallel, make_tensor_parallel_and_shard, mesh_of, model_of, raised_by
 
 MAKERS: list[Callable[[Any], Any]] = [
     lambda parameters: ClippedSGD(parameters, 0.05, Soft(0.5), momentum=0.9, dampening=0.3, weight_decay=0.01),
@@ -102,16 +101,10 @@ def check_steps(make: Callable[[Any], Any], shard: Callable[[nn.Module], Any]) -
 
 def steps_of_shards(rank: int, size: int) -> Any:
     """With a head of 3 rows, which leave one of 4 ranks without any."""
-    plan = {"up": ColwiseParallel(), "down": RowwiseParallel()}
     fsdp = lambda model: fully_shard(model, mesh=mesh_of(size, "dp"))  # noqa: E731
     hsdp = lambda model: fully_shard(model, mesh=mesh_of(size, "replicate", "shard"))  # noqa: E731
-    tp = lambda model: parallelize_module(model, mesh_of(size, "tp"), plan)  # noqa: E731 (beside replicas)
-
-    def both(model: nn.Module) -> None:
-        mesh = mesh_of(size, "dp", "tp")
-        parallelize_module(model, mesh["tp"], plan)
-        fully_shard(model, mesh=mesh["dp"])
-
+    tp = lambda model: make_tensor_parallel(model, mesh_of(size, "tp"))  # noqa: E731 (beside replicas)
+    both = lambda model: make_tensor_parallel_and_shard(model, mesh_of(size, "dp", "tp"))  # noqa: E731
     same = [check_steps(make, fsdp) for make in MAKERS]
     same += [check_steps(MAKERS[1], shard) for shard in ((hsdp, tp) if size == 2 else (hsdp, tp, both))]
     if size == 4:

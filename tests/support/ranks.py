@@ -56,7 +56,7 @@ def be_a_rank(scenarios: list[Callable[[int, int], Any]], dying: Callable[[int, 
     def run(scenario: Callable[[int, int], Any]) -> None:
         try:
             found[scenario.__name__] = ("returned", scenario(rank, size))
-        except Exception:
+        except BaseException:  # torch's CheckpointException is no Exception
             found[scenario.__name__] = ("raised", traceback.format_exc(limit=-3))
         (folder / f"result{rank}").write_bytes(pickle.dumps(found))
 
