@@ -150,11 +150,16 @@ impl Float for f64 {
     }
 }
 
-/// Numbers with the one NaN for all. A row is looked at as a whole, since a choice for each number takes as long as to compute it.
+/// Whether there is a NaN. A row is looked at as a whole, since a choice for each number takes as long as to compute it.
+#[inline(always)]
+fn has_nan<W: Float>(row: &[W; 32]) -> bool {
+    row.iter().fold(false, |found, x| found | x.is_nan())
+}
+
+/// Numbers with the one NaN for all.
 #[inline(always)]
 fn one_nan<W: Float>(row: [W; 32]) -> [W; 32] {
-    let found = row.iter().fold(false, |found, x| found | x.is_nan());
-    if found { row.map(|x| if x.is_nan() { W::NAN } else { x }) } else { row }
+    if has_nan(&row) { row.map(|x| if x.is_nan() { W::NAN } else { x }) } else { row }
 }
 
 /// A real number in memory.
@@ -211,12 +216,10 @@ pub trait Element: Copy + Default + Send + Sync + 'static {
     /// The product with a normal number, computed in its precision and rounded to this type. NaN stays what it is, but quiet.
     fn times(self, factor: Self::Native) -> Self;
 
-    /// Replaces each element by its product.
+    /// The products of 32.
     #[inline(always)]
-    fn scale<S: Simd>(_simd: S, elements: &mut [Self], factor: Self::Native) {
-        for x in elements {
-            *x = x.times(factor);
-        }
+    fn scaled<S: Simd>(_simd: S, row: [Self; 32], factor: Self::Native) -> [Self; 32] {
+        row.map(|x| x.times(factor))
     }
 }
 
@@ -255,9 +258,15 @@ impl Bf16 {
     #[inline(always)]
     pub fn from_f32(value: f32) -> Self {
         let bits = value.to_bits();
-        let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
         // A NaN must not be rounded: the carry could make it zero.
-        Self(if bits & 0x7fff_ffff > 0x7f80_0000 { bits >> 16 | 0x40 } else { rounded } as u16)
+        if bits & 0x7fff_ffff > 0x7f80_0000 { Self((bits >> 16 | 0x40) as u16) } else { Self::rounded(value) }
+    }
+
+    /// The nearest number to one that is not NaN, or that is [`f32::NAN`], whose carry stays within its payload.
+    #[inline(always)]
+    fn rounded(value: f32) -> Self {
+        let bits = value.to_bits();
+        Self((bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16) as u16)
     }
 }
 
@@ -315,14 +324,8 @@ half_element!(
         simd.narrow_singles(one_nan(row.map(W::single))).map(Self)
     },
     #[inline(always)]
-    fn scale<S: Simd>(simd: S, elements: &mut [Self], factor: f32) {
-        let (rows, tail) = elements.as_chunks_mut::<32>();
-        for row in rows {
-            *row = simd.narrow_singles(Self::load(simd, *row).map(|x: f32| x * factor)).map(Self);
-        }
-        for x in tail {
-            *x = x.times(factor);
-        }
+    fn scaled<S: Simd>(simd: S, row: [Self; 32], factor: f32) -> [Self; 32] {
+        simd.narrow_singles(Self::load(simd, row).map(|x: f32| x * factor)).map(Self)
     }
 );
 half_element!(
@@ -346,7 +349,12 @@ half_element!(
     },
     #[inline(always)]
     fn store<W: Float, S: Simd>(_simd: S, row: [W; 32]) -> [Self; 32] {
-        one_nan(row.map(W::single)).map(Self::from_f32)
+        one_nan(row.map(W::single)).map(Self::rounded)
+    },
+    #[inline(always)]
+    fn scaled<S: Simd>(_simd: S, row: [Self; 32], factor: f32) -> [Self; 32] {
+        let products = row.map(|x| x.to_f32() * factor);
+        if has_nan(&products) { products.map(Self::from_f32) } else { products.map(Self::rounded) }
     },
     // In words, as `widen` reads words.
     #[inline(always)]

@@ -7,7 +7,7 @@
 use super::Map;
 use crate::dtype::Element;
 use crate::isa::{Isa, Op};
-use crate::simd::Simd;
+use crate::simd::{Simd, fetch_ahead};
 
 /// Multiplies by a coefficient.
 #[derive(Clone, Copy)]
@@ -40,7 +40,14 @@ impl<E: Element> Op for Multiply<'_, E> {
 
     #[inline(always)]
     fn call<S: Simd>(self, simd: S) {
-        E::scale(simd, self.elements, self.factor);
+        let (rows, tail) = self.elements.as_chunks_mut::<32>();
+        for row in rows {
+            fetch_ahead(row);
+            *row = E::scaled(simd, *row, self.factor);
+        }
+        for x in tail {
+            *x = x.times(self.factor);
+        }
     }
 }
 
