@@ -225,7 +225,7 @@ class ClippedOptimizer(torch.optim.Optimizer):
         if type(self.rule) is Hard:
             coefficient = hard_coefficient(self.rule.max_norm, norm)
             self._move(step, coefficient, scale, settings, limits)
-        elif not isinstance(self.rule, Formula) and float(norm) == 0.0:
+        elif _remembers(self.rule) and float(norm) == 0.0:
             # There is nothing to clip, nor to learn from, such as in the step by which torch.distributed.checkpoint has states made.
             coefficient = 1.0
             self._move(step, coefficient, scale, settings, limits)
@@ -321,6 +321,11 @@ def _over(number: Any, scale: Tensor) -> Any:
     if isinstance(number, float):
         return strictly(truediv, number, float(scale))
     return number / scale.to(number.device, number.dtype)
+
+
+def _remembers(rule: Any) -> bool:
+    """Whether the rule, or one that it is made of, depends on the norms of earlier steps, and so waits for that of this one."""
+    return hasattr(rule, "state_dict") or any(map(_remembers, getattr(rule, "rules", ())))
 
 
 def _check_limit(name: str, limit: float | None) -> float | None:
